@@ -1,0 +1,23 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Occupy uses the session until its connection is closed and release with it, as a query without an answer does.
+func Occupy(s *Server, stuck chan<- struct{}, release <-chan struct{}) error {
+	return s.use(context.Background(), func(conn *pgx.Conn) error {
+		close(stuck)
+		<-release
+		return nil
+	})
+}
+
+// CheckVersion judges a server as if it were of another major version.
+func CheckVersion(s *Server, major int) error {
+	other := &Server{options: s.options, name: s.name, info: s.info}
+	other.info.Major = major
+	return other.checkVersion()
+}

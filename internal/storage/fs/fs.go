@@ -1,0 +1,734 @@
+// Package fs keeps objects as files below one directory, the root: on a local disk or on a mounted file system.
+//
+// The object "wal_005/000000010000000A000000FE.lz4" is the file of that path below the root. An object is written
+// under a temporary name beside its final one, synced, and then given its name; the directory, and every
+// directory made for it, is synced too. The temporary name is the object's, followed by
+// ".tmp.<YYYYMMDDTHHMMSSZ>-<16 hexadecimal digits>": WAL-G writes in the same way and hides such names from its
+// listings ("WAL-G format", settings, section 9), as this package does. Only a crash leaves such a file behind.
+//
+// Nothing is ever created by reading. Names cannot lead out of the root, neither by themselves nor through
+// symbolic links; the root itself may be a link. The root is opened anew for each operation, so a file system
+// that was mounted, unmounted or mounted again in the meantime is noticed, and a vanished root is never mistaken
+// for a missing object.
+package fs
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gitlab.com/walden-pg/walden/internal/storage"
+)
+
+const (
+	// Archives are often shared by the members of a group; the umask may narrow these modes.
+	fileMode = 0o640
+	dirMode  = 0o750
+
+	// bufferSize is the size in bytes of the buffer between a source and its file: one per Put in flight. A WAL
+	// segment of 16 MiB takes 32 writes.
+	bufferSize = 512 << 10
+
+	// flushEvery is after how many bytes the kernel is told to begin writing them to the disk, so that the final
+	// fsync of a large object has little left to do.
+	flushEvery = 8 << 20
+)
+
+// temporary matches the end of the names of unfinished objects, walden's and WAL-G's.
+var temporary = regexp.MustCompile(`\.tmp\.[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}$`)
+
+// Options says where the objects are.
+type Options struct {
+	Root string // an existing directory; a relative path is taken from the working directory at the time of Open
+}
+
+// Store is a [storage.Store] in a directory.
+type Store struct {
+	root    string    // absolute
+	buffers sync.Pool // of *bufio.Writer with bufferSize bytes
+
+	// durable holds the directories that this Store has made certain to be durable, so that their ancestors
+	// need not be synced again with each object.
+	durable sync.Map
+
+	link func(dir *os.Root, from, to string) error // os.Root.Link; tests stand in for file systems without it
+}
+
+// Open returns the store below o.Root. It fails if that is not a directory that can be read.
+func Open(o Options) (*Store, error) {
+	if o.Root == "" {
+		return nil, errors.New("cannot open file storage: no directory is given")
+	}
+	root, err := filepath.Abs(o.Root)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open file storage %q: %w", o.Root, err)
+	}
+	s := &Store{root: root, link: (*os.Root).Link}
+	s.buffers.New = func() any { return bufio.NewWriterSize(nil, bufferSize) }
+	if err := s.Check(context.Background()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// String returns the root as a URL, for example "file:///srv/backup".
+func (s *Store) String() string { return "file://" + s.root }
+
+// rootError says that the root cannot be used. It never unwraps to fs.ErrNotExist, which would look like the
+// answer that an object is missing.
+type rootError struct {
+	text, hint string
+	cause      error
+}
+
+func (e *rootError) Error() string { return e.text }
+func (e *rootError) Hint() string  { return e.hint }
+func (e *rootError) Unwrap() error { return e.cause }
+
+// open opens the root for one operation. The caller closes it.
+func (s *Store) open(ctx context.Context) (*os.Root, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(s.root)
+	if err == nil {
+		return root, nil
+	}
+	e := &rootError{text: fmt.Sprintf("cannot open the storage's directory %q: %v", s.root, cause(err)), cause: cause(err)}
+	info, statErr := os.Stat(s.root)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		e.cause = nil
+		e.hint = "create the directory, or mount the file system that holds it; it is never created by itself"
+	case statErr == nil && !info.IsDir(): // package os has an error of its own for this
+		e.hint = "name a directory, not a file"
+	case errors.Is(err, fs.ErrPermission):
+		e.hint = "give the user that runs this command read, write and search permission on it and search permission on its parents"
+	default:
+		return nil, e
+	}
+	return nil, storage.Permanent(e)
+}
+
+// cause returns what the kernel said, without the system call and the path that package os puts before it: our
+// messages name the object.
+func cause(err error) error {
+	var p *fs.PathError
+	var l *os.LinkError
+	var c *os.SyscallError
+	switch {
+	case errors.As(err, &p):
+		return p.Err
+	case errors.As(err, &l):
+		return l.Err
+	case errors.As(err, &c):
+		return c.Err
+	}
+	return err
+}
+
+// Check implements [storage.Store].
+func (s *Store) Check(ctx context.Context) error {
+	root, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	f, err := root.Open(".")
+	if err == nil {
+		_, err = f.ReadDir(1)
+		f.Close()
+	}
+	if err != nil && err != io.EOF {
+		return fmt.Errorf("cannot read the storage's directory %q: %w", s.root, cause(err))
+	}
+	return nil
+}
+
+// Get implements [storage.Store].
+func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	b, err := s.get(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("cannot get %q from %s: %w", key, s, cause(err))
+	}
+	return b, nil
+}
+
+func (s *Store) get(ctx context.Context, key string) (*body, error) {
+	if err := storage.CheckKey(key); err != nil {
+		return nil, err
+	}
+	root, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	// Opening a named pipe waits for its other end, unless O_NONBLOCK is given. For files it means nothing.
+	f, err := root.OpenFile(key, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = regular(info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	// An advice: the kernel then reads further ahead. Nothing is lost where it is not understood.
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
+	return &body{ctx: ctx, f: f, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s)}, nil
+}
+
+// regular refuses whatever stands in the place of an object.
+func regular(info fs.FileInfo) error {
+	if info.IsDir() {
+		return unix.EISDIR
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("not a regular file but %s", info.Mode().Type())
+	}
+	return nil
+}
+
+// body reads an object and knows how much there must be.
+type body struct {
+	ctx        context.Context
+	f          *os.File
+	left, size int64
+	name       string
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, fmt.Errorf("cannot read %s: %w", b.name, err)
+	}
+	n, err := b.f.Read(p)
+	b.left -= int64(n)
+	switch {
+	case err == nil:
+		return n, nil
+	case err != io.EOF:
+		return n, fmt.Errorf("cannot read %s: %w", b.name, cause(err))
+	case b.left > 0:
+		return n, fmt.Errorf("cannot read %s: it ends after %d of %d bytes: %w", b.name, b.size-b.left, b.size, io.ErrUnexpectedEOF)
+	}
+	return n, io.EOF
+}
+
+func (b *body) Close() error { return b.f.Close() }
+
+// Stat implements [storage.Store].
+func (s *Store) Stat(ctx context.Context, key string) (storage.Object, error) {
+	o, err := s.stat(ctx, key)
+	if err != nil {
+		return storage.Object{}, fmt.Errorf("cannot look up %q in %s: %w", key, s, cause(err))
+	}
+	return o, nil
+}
+
+func (s *Store) stat(ctx context.Context, key string) (storage.Object, error) {
+	if err := storage.CheckKey(key); err != nil {
+		return storage.Object{}, err
+	}
+	root, err := s.open(ctx)
+	if err != nil {
+		return storage.Object{}, err
+	}
+	defer root.Close()
+	info, err := root.Stat(key)
+	if err != nil {
+		return storage.Object{}, err
+	}
+	if err := regular(info); err != nil {
+		return storage.Object{}, err
+	}
+	return storage.Object{Key: key, Size: info.Size(), Modified: info.ModTime()}, nil
+}
+
+// List implements [storage.Store]. Of a directory's entries it holds the names in memory; sizes and times are
+// looked up one by one as they are yielded. Links whose target is missing, pipes, sockets and devices are no objects.
+func (s *Store) List(ctx context.Context, dir string) iter.Seq2[storage.Object, error] {
+	return func(yield func(storage.Object, error) bool) {
+		if err := s.list(ctx, dir, yield); err != nil {
+			yield(storage.Object{}, fmt.Errorf("cannot list %q in %s: %w", dir, s, err))
+		}
+	}
+}
+
+func (s *Store) list(ctx context.Context, dir string, yield func(storage.Object, error) bool) error {
+	if err := storage.CheckDir(dir); err != nil {
+		return err
+	}
+	root, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	d, err := openDirectory(root, path.Clean(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return cause(err)
+	}
+	defer d.close()
+	keys, links, err := keysIn(root, d, dir)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		o := storage.Object{Key: key}
+		if !o.IsDir() {
+			info, err := lookUp(root, d, key, links)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // deleted since the directory was read
+			}
+			if err != nil {
+				return fmt.Errorf("%q: %w", key, cause(err))
+			}
+			if !info.Mode().IsRegular() {
+				continue
+			}
+			o.Size, o.Modified = info.Size(), info.ModTime()
+		}
+		if !yield(o, nil) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// keysIn returns the keys of what dir holds in ascending order, directories with the slash that their place in
+// the order depends on ("a-b" < "a/" < "a0"), and which of the keys are symbolic links.
+func keysIn(root *os.Root, d *directory, dir string) (keys []string, links map[string]bool, err error) {
+	entries, err := d.f.ReadDir(-1)
+	if err != nil {
+		return nil, nil, cause(err)
+	}
+	keys = make([]string, 0, len(entries))
+	links = map[string]bool{}
+	for _, e := range entries {
+		key, isDir := dir+e.Name(), e.IsDir()
+		if e.Type() == fs.ModeSymlink {
+			info, err := root.Stat(key)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, nil, fmt.Errorf("%q: %w", key, cause(err))
+			}
+			links[key], isDir = true, info.IsDir()
+		}
+		if isDir {
+			keys = append(keys, key+"/")
+		} else if !temporary.MatchString(e.Name()) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys, links, nil
+}
+
+// lookUp stats the object key in d. Only links are looked up from the root, since they may lead anywhere below it.
+func lookUp(root *os.Root, d *directory, key string, links map[string]bool) (fs.FileInfo, error) {
+	if links[key] {
+		return root.Stat(key)
+	}
+	return d.Lstat(path.Base(key))
+}
+
+// directory is an open directory below the root.
+type directory struct {
+	*os.Root          // for the names in it
+	f        *os.File // the same, for reading and syncing it
+}
+
+func openDirectory(root *os.Root, name string) (*directory, error) {
+	sub, err := root.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := sub.Open(".")
+	if err != nil {
+		sub.Close()
+		return nil, err
+	}
+	return &directory{sub, f}, nil
+}
+
+func (d *directory) close() {
+	d.f.Close()
+	d.Root.Close()
+}
+
+// Put implements [storage.Store].
+func (s *Store) Put(ctx context.Context, key string, r io.Reader) error {
+	if err := s.put(ctx, key, r, false); err != nil {
+		return fmt.Errorf("cannot put %q in %s: %w", key, s, cause(err))
+	}
+	return nil
+}
+
+// PutNew implements [storage.Store]. Which of two writers wins is decided by link(2) or, on file systems without
+// hard links, by renameat2(2) with RENAME_NOREPLACE. On one that has neither it fails.
+func (s *Store) PutNew(ctx context.Context, key string, r io.Reader) error {
+	if err := s.put(ctx, key, r, true); err != nil {
+		return fmt.Errorf("cannot put %q in %s: %w", key, s, cause(err))
+	}
+	return nil
+}
+
+func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool) (err error) {
+	if err := storage.CheckKey(key); err != nil {
+		return err
+	}
+	dir, name := path.Split(key)
+	if temporary.MatchString(name) {
+		return storage.Permanent(errors.New("the name is one of an unfinished object, which listings hide"))
+	}
+	root, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if mustBeNew {
+		// Saves writing an object in vain; the decision is made below.
+		if _, err := root.Lstat(key); err == nil {
+			return storage.ErrExists
+		}
+	}
+	u, err := s.begin(ctx, root, path.Clean(dir), name)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon(root, u)
+		}
+		u.dir.close()
+	}()
+	if err := s.fill(ctx, u.f, r); err != nil {
+		return err
+	}
+	if mustBeNew {
+		err = s.publishNew(u.dir, u.temp, name)
+	} else {
+		err = u.dir.Rename(u.temp, name)
+	}
+	if err != nil {
+		return err
+	}
+	if err := u.dir.f.Sync(); err != nil {
+		return fmt.Errorf("syncing its directory: %w", cause(err))
+	}
+	return nil
+}
+
+// upload is an object that does not have its name yet.
+type upload struct {
+	dir  *directory
+	made []string // directories made for it, outermost first
+	temp string   // its name in dir
+	f    *os.File
+}
+
+// begin creates the temporary file for the object name in dir, and dir itself. A Delete that empties dir may
+// remove it at any moment until the file is there; then all begins anew.
+func (s *Store) begin(ctx context.Context, root *os.Root, dir, name string) (u *upload, err error) {
+	var random [8]byte
+	rand.Read(random[:]) // never fails
+	u = &upload{temp: name + time.Now().UTC().Format(".tmp.20060102T150405Z-") + hex.EncodeToString(random[:])}
+	defer func() {
+		if err != nil {
+			s.removeMade(root, u.made)
+		}
+	}()
+	for range 100 {
+		if err := ctx.Err(); err != nil {
+			return u, err
+		}
+		made, err := s.makeDurable(root, dir)
+		u.made = append(u.made, made...)
+		if err == nil {
+			u.dir, err = openDirectory(root, dir)
+		}
+		if err == nil {
+			u.f, err = u.dir.OpenFile(u.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+			if err == nil {
+				return u, nil
+			}
+			u.dir.close()
+		}
+		s.durable.Delete(dir)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return u, err
+		}
+	}
+	return u, fmt.Errorf("directory %q disappears as often as it is made", dir)
+}
+
+// makeDurable creates dir and what is missing above it, and syncs all that hold their names. Directories found in
+// place are synced once as well: who made them may have crashed before, or not have come to it yet. It returns
+// those it made.
+func (s *Store) makeDurable(root *os.Root, dir string) (made []string, err error) {
+	if _, known := s.durable.Load(dir); known || dir == "." {
+		return nil, nil
+	}
+	parent := path.Dir(dir)
+	made, err = s.makeDurable(root, parent)
+	if err != nil {
+		return made, err
+	}
+	switch err := root.Mkdir(dir, dirMode); {
+	case err == nil:
+		made = append(made, dir)
+	case !errors.Is(err, fs.ErrExist):
+		s.durable.Delete(parent)
+		return made, err
+	}
+	holder, err := root.Open(parent)
+	if err != nil {
+		return made, err
+	}
+	defer holder.Close()
+	if err := holder.Sync(); err != nil {
+		return made, fmt.Errorf("syncing directory %q: %w", parent, cause(err))
+	}
+	s.durable.Store(dir, true)
+	return made, nil
+}
+
+// abandon removes what a failed upload has left, as far as it can.
+func (s *Store) abandon(root *os.Root, u *upload) {
+	u.f.Close()
+	u.dir.Remove(u.temp)
+	s.removeMade(root, u.made)
+}
+
+func (s *Store) removeMade(root *os.Root, made []string) {
+	for _, dir := range slices.Backward(made) {
+		if s.removeEmpty(root, dir) != nil {
+			return
+		}
+	}
+}
+
+// removeEmpty removes dir if it is an empty directory, and nothing else that may stand there by now.
+func (s *Store) removeEmpty(root *os.Root, dir string) error {
+	parent, err := root.Open(path.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if err := unix.Unlinkat(int(parent.Fd()), path.Base(dir), unix.AT_REMOVEDIR); err != nil {
+		return err
+	}
+	s.durable.Delete(dir)
+	return nil
+}
+
+// fill writes what r yields to f and syncs and closes f.
+func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) error {
+	out := &sink{ctx: ctx, f: f}
+	w := s.buffers.Get().(*bufio.Writer)
+	w.Reset(out)
+	defer func() {
+		w.Reset(nil)
+		s.buffers.Put(w)
+	}()
+	// A source that writes itself does so from memory, past the buffer, and sink watches the context. Any other
+	// is read until the buffer is full, however small the pieces are that it gives.
+	if _, ok := r.(io.WriterTo); !ok {
+		r = &contextReader{ctx, r}
+	}
+	n, err := io.Copy(w, r)
+	if err != nil {
+		return err
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("syncing it: %w", cause(err))
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != n {
+		return fmt.Errorf("%d bytes were written, but the file has %d", n, info.Size())
+	}
+	return f.Close() // network file systems report some failures only now
+}
+
+// contextReader ends with the context's error once ctx has ended.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// sink writes to a file and has the kernel write back what has come so far.
+type sink struct {
+	ctx              context.Context
+	f                *os.File
+	written, flushed int64
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	total := 0
+	for total < len(p) {
+		if err := s.ctx.Err(); err != nil {
+			return total, err
+		}
+		n, err := s.f.Write(p[total:min(len(p), total+flushEvery)])
+		total += n
+		s.written += int64(n)
+		if err != nil {
+			return total, cause(err)
+		}
+		if s.written-s.flushed >= flushEvery {
+			// Only a beginning: the fsync at the end decides, so an error here (the call is not supported
+			// everywhere) loses nothing.
+			_ = unix.SyncFileRange(int(s.f.Fd()), s.flushed, s.written-s.flushed, unix.SYNC_FILE_RANGE_WRITE)
+			s.flushed = s.written
+		}
+	}
+	return total, nil
+}
+
+// publishNew gives the file temp in d the name, unless the name is taken.
+func (s *Store) publishNew(d *directory, temp, name string) error {
+	err := s.link(d.Root, temp, name)
+	switch {
+	case err == nil:
+		return d.Remove(temp)
+	case errors.Is(err, fs.ErrExist):
+		// A network file system repeats a request whose answer was lost, and then finds its own link.
+		mine, err1 := d.Lstat(temp)
+		there, err2 := d.Lstat(name)
+		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
+			return d.Remove(temp)
+		}
+		return storage.ErrExists
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		return renameNew(d, temp, name)
+	}
+	return err
+}
+
+// renameNew is for file systems without hard links, such as exFAT.
+func renameNew(d *directory, temp, name string) error {
+	fd := int(d.f.Fd())
+	err := unix.Renameat2(fd, temp, fd, name, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return storage.ErrExists
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP):
+		return storage.Permanent(&rootError{
+			text:  "its file system has neither hard links nor renaming without replacing",
+			cause: errors.ErrUnsupported,
+			hint:  "without one of them two servers can overwrite each other's WAL unnoticed; choose another file system",
+		})
+	}
+	return err
+}
+
+// Delete implements [storage.Store]. Directories that it leaves empty are removed, the root excepted.
+func (s *Store) Delete(ctx context.Context, keys ...string) error {
+	root, err := s.open(ctx)
+	if err != nil {
+		return fmt.Errorf("cannot delete %d objects from %s: %w", len(keys), s, err)
+	}
+	defer root.Close()
+	var errs []error
+	for len(keys) > 0 {
+		// Neighbours in one directory share its opening and its fsync.
+		dir := path.Dir(keys[0])
+		n := slices.IndexFunc(keys, func(key string) bool { return path.Dir(key) != dir })
+		if n < 0 {
+			n = len(keys)
+		}
+		errs = append(errs, s.deleteIn(ctx, root, dir, keys[:n]))
+		keys = keys[n:]
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) deleteIn(ctx context.Context, root *os.Root, dir string, keys []string) error {
+	var errs []error
+	failed := func(key string, err error) {
+		errs = append(errs, fmt.Errorf("cannot delete %q from %s: %w", key, s, cause(err)))
+	}
+	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+		err := storage.CheckKey(key)
+		if err != nil {
+			failed(key, err)
+		}
+		return err != nil
+	})
+	if len(keys) == 0 {
+		return errors.Join(errs...)
+	}
+	d, err := openDirectory(root, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errs...)
+	}
+	if err != nil {
+		for _, key := range keys {
+			failed(key, err)
+		}
+		return errors.Join(errs...)
+	}
+	defer d.close()
+	for _, key := range keys {
+		err := ctx.Err()
+		if err == nil {
+			err = d.Remove(path.Base(key))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed(key, err)
+		}
+	}
+	// Without this a crash could bring back an object that was deleted before another one.
+	if err := d.f.Sync(); err != nil {
+		for _, key := range keys {
+			failed(key, fmt.Errorf("syncing its directory: %w", cause(err)))
+		}
+	}
+	for ; dir != "."; dir = path.Dir(dir) {
+		if s.removeEmpty(root, dir) != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
