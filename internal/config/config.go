@@ -1,0 +1,217 @@
+// Package config reads walden's settings, once, into one typed [Config].
+//
+// Its nouns: a definition ([Definition]) says everything about one setting, and parser, flag, help text, masking and
+// docs/configuration.md all come from it; a value ([Value]) is what a setting was found to be and where.
+//
+// It promises: a flag wins over the environment, the environment over the configuration file, the file over the
+// default. All faults are reported at once and name the setting, the value and what would be valid. No setting that
+// is known, and no WALG_, WALE_ or WALDEN_ name that is unknown, is ignored without a warning. Nothing is written to the
+// process environment. A secret shows as "***" everywhere.
+package config
+
+import (
+	"time"
+)
+
+// Config holds all settings. It is made by [Load] and only read afterwards.
+type Config struct {
+	File string // configuration file that was read, "" if none
+
+	Storage     Storage
+	S3          S3
+	Postgres    Postgres
+	Compression Compression
+	Encryption  Encryption
+	Backup      Backup
+	Restore     Restore
+	WAL         WAL
+	Limits      Limits
+	Log         Log
+
+	settings []Value
+	warnings []string
+}
+
+// Kind is a kind of storage.
+type Kind string
+
+// The kinds of storage that a prefix can name.
+const (
+	KindNone  Kind = "" // no prefix is set
+	KindOSS   Kind = "oss"
+	KindS3    Kind = "s3"
+	KindFile  Kind = "file"
+	KindGCS   Kind = "gs"
+	KindAzure Kind = "azure"
+	KindSwift Kind = "swift"
+	KindSSH   Kind = "ssh"
+)
+
+// Storage says where backups and WAL lie.
+type Storage struct {
+	Kind    Kind   // chosen from the prefixes below, in the order in which they stand
+	Setting string // name of the prefix setting that was chosen, under which it was found; "" if none
+
+	// Bucket is the bucket, container or host of the chosen prefix; "" for files.
+	Bucket string
+	// Path is what follows it: an absolute, clean directory name for files, otherwise without slashes at either end.
+	Path string
+	// Folder is a folder below Path, slash-separated, without slashes at either end. It need not exist yet.
+	Folder string
+
+	// The prefixes as they were given. They contain no passwords.
+	OSSPrefix, S3Prefix, FilePrefix, GSPrefix, AzurePrefix, SwiftPrefix, SSHPrefix string
+
+	Target   string   // name of the storage to use, "" or "default" for the primary
+	Failover []string // names of the failover storages in the configuration file, sorted
+}
+
+// S3 holds the settings of S3 and of services that speak its protocol. "" means: as the AWS SDK does by default.
+type S3 struct {
+	AccessKeyID     string
+	SecretAccessKey Secret // set if and only if AccessKeyID is
+	SessionToken    Secret
+	RoleARN         string
+	RoleSessionName string
+
+	Profile               string
+	SharedCredentialsFile string // file name
+	SharedConfigFile      string // file name
+	WebIdentityTokenFile  string // file name
+
+	Region         string
+	DefaultRegion  string // used where Region is ""
+	Endpoint       string // URL with scheme
+	ForcePathStyle bool
+	DualStack      bool
+	CABundle       string // file name, PEM
+	CACertFile     string // file name, PEM; wins over CABundle
+
+	StorageClass      string
+	SSE               string // "", "AES256", "aws:kms"; with SSECustomerKey the algorithm
+	SSEKMSKeyID       string // set if and only if SSE is "aws:kms"
+	SSECustomerKey    Secret
+	Checksum          string // "crc32", "md5", "none"
+	AdditionalHeaders map[string]Secret
+
+	PartSize           int64 // bytes
+	MaxRetries         int
+	MinRetryDelay      time.Duration
+	MaxRetryDelay      time.Duration
+	RangeMaxRetries    int // continuations of a broken download
+	ListObjectsV1      bool
+	DeleteBatchSize    int    // keys per request
+	SkipValidation     bool   // do not check at the start that the bucket can be used
+	LogLevel           string // "DEVEL" logs every request
+	Disable100Continue bool
+}
+
+// Postgres says how to reach the server. "" means: as libpq does by default.
+type Postgres struct {
+	Host        string // name, address or socket directory of one server
+	Port        int    // 0 = not given
+	User        string
+	Password    Secret
+	PassFile    string // file name
+	Database    string
+	SSLMode     string
+	SSLCert     string // file name
+	SSLKey      string // file name
+	SSLRootCert string // file name
+	AppName     string
+
+	DataDir            string        // directory name
+	AllowUnknown       bool          // work with a major version that this release does not know
+	AliveCheckInterval time.Duration // between pings of the session that holds backup mode
+	StopBackupTimeout  time.Duration // statement timeout of the function that ends a backup
+}
+
+// Compression says how objects are compressed.
+type Compression struct {
+	Method    string // "lz4", "zstd", "lzma", "brotli", "none"
+	ZstdLevel string // "fastest", "default", "better", "best"
+}
+
+// Encryption holds what is set about encryption. A caller that cannot encrypt as requested must refuse to run.
+type Encryption struct {
+	Requested bool     // any setting of this group is set to something
+	By        []string // names under which they were found, in the order of the documentation
+
+	LibsodiumKey          Secret
+	LibsodiumKeyPath      string // file name
+	LibsodiumKeyTransform string // "none", "hex", "base64"
+
+	PGPKey           Secret // armoured key
+	PGPKeyPath       string // file name
+	PGPKeyPassphrase Secret
+	GPGKeyID         string
+
+	EnvelopePGPKey             Secret // armoured, encrypted key
+	EnvelopePGPKeyPath         string // file name
+	EnvelopeYCKMSKeyID         string
+	EnvelopeYCServiceAccount   string // file name
+	EnvelopeYCEndpoint         string
+	EnvelopeCacheExpiration    time.Duration // 0 = never expires
+	AWSKMSKeyID, AWSKMSRegion  string
+	YCKMSKeyID                 string
+	YCKMSServiceAccountKeyFile string // file name
+}
+
+// Backup holds the settings of backup-push.
+type Backup struct {
+	DiskConcurrency    int    // parts that are read and packed at the same time
+	PartSize           int64  // bytes of file content after which a part is closed
+	UserData           string // JSON text, "" for none
+	VerifyPages        bool   // check the page checksums
+	StoreAllCorrupt    bool   // record every corrupt block, not only the first ones
+	NoRelations        bool   // leave out the names of databases and tables
+	ArchiveWaitTimeout time.Duration
+
+	DeltaMaxSteps     int    // longest chain of deltas; 0 = full backups only
+	DeltaOrigin       string // "LATEST", "LATEST_FULL"
+	DeltaFromName     string
+	DeltaFromUserData string // JSON text, "" for none
+}
+
+// Restore holds the settings of backup-fetch.
+type Restore struct {
+	TargetUserData string // JSON text, "" for none
+}
+
+// WAL holds the settings of wal-push and wal-fetch.
+type WAL struct {
+	Timeout time.Duration // for the whole command, retries included
+}
+
+// Limits bounds what walden takes of the machine.
+type Limits struct {
+	Memory              int64         // bytes, for all buffers together
+	StallTimeout        time.Duration // without progress of one storage operation
+	UploadConcurrency   int
+	DownloadConcurrency int
+	DiskRate            int64 // bytes per second, 0 = no limit
+	NetworkRate         int64 // bytes per second, 0 = no limit
+}
+
+// Log says what is reported and where.
+type Log struct {
+	Level       string // "ERROR", "NORMAL", "DEVEL"
+	Destination string // "stderr" or a file name, to which lines are appended
+	Format      string // "text", "json"
+}
+
+// Value is one setting as [Load] found it.
+type Value struct {
+	Name   string
+	Value  string // as given, "***" for a secret, "" if there is neither a value nor a default
+	Source string // "default", "file <path>", "environment <NAME>", "flag --<name>", or "search" for a configuration file
+	Help   string
+	Effect string // why the setting has no effect; "" if it has one
+}
+
+// Settings returns all settings in the order of the documentation, with secrets masked.
+func (c Config) Settings() []Value { return c.settings }
+
+// Warnings returns what the operator should know, one line each and without values: unknown names with the nearest
+// known one, settings that have no effect and why, contradicting or obsolete settings.
+func (c Config) Warnings() []string { return c.warnings }
