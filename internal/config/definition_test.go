@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "write docs/configuration.md instead of comparing it")
 
-func TestDocumentation(t *testing.T) {
+func TestDocsAreCurrent(t *testing.T) {
 	t.Parallel()
 	var current bytes.Buffer
 	if err := WriteMarkdown(&current); err != nil {
@@ -32,7 +32,7 @@ func TestDocumentation(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(committed, current.Bytes()) {
-		t.Errorf("docs/configuration.md is not current: go test ./internal/config -run TestDocumentation -update")
+		t.Errorf("docs/configuration.md is not current: go test ./internal/config -run TestDocsAreCurrent -update")
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 
 const introduction = `# Configuration
 
-<!-- Generated from the definitions in internal/config: go test ./internal/config -run TestDocumentation -update -->
+<!-- Generated from the definitions in internal/config: go test ./internal/config -run TestDocsAreCurrent -update -->
 
 walden understands the settings of WAL-G under their names (` + "`WALG_…`, `AWS_…`, `PG…`" + `) and, where WAL-G does, under
 those of WAL-E (` + "`WALE_…`" + `). What is new has names that begin with ` + "`WALDEN_`" + `. An environment that works with WAL-G works

@@ -72,10 +72,10 @@ func Run(t *testing.T, open func(t *testing.T) storage.Store, o Options) {
 		t.Logf("NOT PROVEN: %s: %s", name, o.Cannot[name])
 	}
 	for _, q := range questions {
+		if _, cannot := o.Cannot[q.name]; cannot {
+			continue
+		}
 		t.Run(q.name, func(t *testing.T) {
-			if reason, ok := o.Cannot[q.name]; ok {
-				t.Skipf("this store cannot: %s", reason)
-			}
 			q.ask(&suite{o: o, store: open(t)}, t)
 		})
 	}
