@@ -1,0 +1,179 @@
+package codec
+
+import (
+	"bufio"
+	"compress/gzip"
+	"errors"
+	"io"
+
+	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz/lzma"
+)
+
+const mib = 1 << 20
+
+// newLZ4 writes LZ4 frames: independent blocks of 4 MiB, no block checksums, a content checksum, the fast level.
+//
+// On heap pages the content checksum (xxh32), which the framing demands, costs between a fifth and a third of the time.
+// Input that comes in whole blocks is compressed where it lies; smaller pieces cost one more copy.
+func newLZ4() *method {
+	return &method{
+		name: "lz4", extension: ".lz4",
+		writerMemory: 13 * mib, // a block in, a block out, a third one in ReadFrom, tables
+		newEncoder: func() (encoder, error) {
+			w := lz4.NewWriter(nil)
+			return w, w.Apply(lz4.BlockSizeOption(lz4.Block4Mb), lz4.ChecksumOption(true), lz4.ConcurrencyOption(1),
+				lz4.CompressionLevelOption(lz4.Fast))
+		},
+		newDecoder: func() (decoder, error) {
+			r := lz4.NewReader(nil)
+			return lz4Decoder{r}, r.Apply(lz4.ConcurrencyOption(1))
+		},
+	}
+}
+
+// lz4Decoder accepts concatenated, skippable and legacy frames and all frame options but dictionaries.
+type lz4Decoder struct{ *lz4.Reader }
+
+func (d lz4Decoder) Reset(r io.Reader) error {
+	d.Reader.Reset(r)
+	return nil
+}
+
+// zstdMaxWindow is the largest window in bytes a zstd reader accepts, 2^27: what `zstd --ultra --long` writes.
+const zstdMaxWindow = 128 * mib
+
+// zstdLevel is a level with what one writer of it needs.
+type zstdLevel struct {
+	level  zstd.EncoderLevel
+	memory int64 // bytes
+}
+
+// zstdLevels are the levels by their names in settings. The window is 4 MiB for fastest and 8 MiB for all others.
+var zstdLevels = map[string]zstdLevel{
+	"fastest": {zstd.SpeedFastest, 10 * mib},
+	"default": {zstd.SpeedDefault, 20 * mib},
+	"better":  {zstd.SpeedBetterCompression, 24 * mib},
+	"best":    {zstd.SpeedBestCompression, 56 * mib},
+}
+
+// newZstd writes Zstandard frames with a content checksum and without content size.
+func newZstd(l zstdLevel) *method {
+	return &method{
+		name: "zstd", extension: ".zst",
+		writerMemory: l.memory,
+		newEncoder: func() (encoder, error) {
+			return zstd.NewWriter(nil, zstd.WithEncoderLevel(l.level), zstd.WithEncoderConcurrency(1),
+				zstd.WithEncoderCRC(true), zstd.WithZeroFrames(true))
+		},
+		newDecoder: func() (decoder, error) {
+			return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+				zstd.WithDecoderMaxWindow(zstdMaxWindow), zstd.WithDecoderMaxMemory(zstdMaxWindow))
+		},
+	}
+}
+
+const (
+	lzmaDictionary    = 8 * mib  // what WAL-G writes
+	lzmaMaxDictionary = 64 * mib // what a reader accepts: the largest of xz's presets
+)
+
+// newLZMA writes the LZMA-alone container: header of 13 bytes with unknown size, end marker, no checksum.
+func newLZMA() *method {
+	return &method{
+		name: "lzma", extension: ".lzma",
+		writerMemory: 50 * mib,
+		newEncoder:   func() (encoder, error) { return &lzmaEncoder{out: bufio.NewWriterSize(nil, 64<<10)}, nil },
+		newDecoder:   func() (decoder, error) { return &lzmaDecoder{}, nil },
+	}
+}
+
+// lzmaEncoder makes the library's writer, which cannot be used twice, anew for each stream.
+type lzmaEncoder struct {
+	out *bufio.Writer
+	enc *lzma.Writer
+	err error
+}
+
+func (e *lzmaEncoder) Reset(w io.Writer) {
+	e.out.Reset(w)
+	e.enc, e.err = nil, nil
+	if w == nil {
+		return
+	}
+	config := lzma.WriterConfig{
+		Properties: &lzma.Properties{LC: 3, LP: 0, PB: 2}, DictCap: lzmaDictionary, EOSMarker: true,
+	}
+	e.enc, e.err = config.NewWriter(e.out)
+}
+
+func (e *lzmaEncoder) Write(p []byte) (int, error) {
+	if e.err != nil {
+		return 0, e.err
+	}
+	return e.enc.Write(p)
+}
+
+func (e *lzmaEncoder) Close() error {
+	if e.err != nil {
+		return e.err
+	}
+	if err := e.enc.Close(); err != nil {
+		return err
+	}
+	return e.out.Flush()
+}
+
+// lzmaDecoder makes the library's reader, which cannot be used twice, anew for each stream.
+type lzmaDecoder struct{ dec *lzma.Reader }
+
+func (d *lzmaDecoder) Reset(r io.Reader) (err error) {
+	d.dec, err = lzma.ReaderConfig{DictCap: lzmaMaxDictionary}.NewReader(r)
+	return err
+}
+
+func (d *lzmaDecoder) Read(p []byte) (int, error) { return d.dec.Read(p) }
+
+// newBrotli writes a raw brotli stream of quality 3.
+func newBrotli() *method {
+	return &method{
+		name: "brotli", extension: ".br",
+		writerMemory: 28 * mib,
+		newEncoder:   func() (encoder, error) { return brotli.NewWriterLevel(nil, 3), nil },
+		newDecoder:   func() (decoder, error) { return brotli.NewReader(nil), nil },
+	}
+}
+
+var errReadOnly = errors.New("gzip is for reading only")
+
+// newGzip reads gzip, which nothing of ours writes.
+func newGzip() *method {
+	return &method{
+		name: "gzip", extension: ".gz",
+		newEncoder: func() (encoder, error) { return nil, errReadOnly },
+		newDecoder: func() (decoder, error) { return new(gzip.Reader), nil },
+	}
+}
+
+// none leaves the bytes as they are.
+type none struct{}
+
+func (none) Name() string { return "none" }
+
+func (none) Extension() string { return "" }
+
+func (none) NewWriter(w io.Writer) (io.WriteCloser, error) { return plainWriter{w}, nil }
+
+func (none) NewReader(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(r), nil }
+
+// plainWriter hides a Close of the writer below.
+type plainWriter struct{ w io.Writer }
+
+func (p plainWriter) Write(b []byte) (int, error) { return p.w.Write(b) }
+
+// ReadFrom lets the writer below read directly if it can.
+func (p plainWriter) ReadFrom(r io.Reader) (int64, error) { return io.Copy(p.w, r) }
+
+func (plainWriter) Close() error { return nil }
