@@ -1,0 +1,336 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/testenv"
+)
+
+// runAsWalden makes the test binary be walden itself: so the tests run the real program, as a process of its own and
+// under the race detector.
+const runAsWalden = "RUN_TEST_BINARY_AS_WALDEN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runAsWalden) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// commandLimit bounds one run of walden in a test.
+const commandLimit = 3 * time.Minute
+
+// site is one installation of walden: its program, its configuration file, its archive.
+type site struct {
+	t   *testing.T
+	dir string // scratch directory
+	binaries
+	config  string // configuration file
+	archive string // directory of the archive; "" on S3
+}
+
+// binaries are walden in two shapes, where the user postgres can run them.
+type binaries struct {
+	raced string // the test binary behind a script that makes it run as walden: slow to start, and it finds data races
+	plain string // as operators have it, for the commands that a server calls hundreds of times
+}
+
+var programs = sync.OnceValues(func() (binaries, error) {
+	dir, err := os.MkdirTemp("", "walden-bin")
+	if err != nil {
+		return binaries{}, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return binaries{}, err
+	}
+	b := binaries{filepath.Join(dir, "raced"), filepath.Join(dir, "walden")}
+	if out, err := exec.Command("go", "build", "-o", b.plain, ".").CombinedOutput(); err != nil {
+		return b, fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return b, err
+	}
+	copied := filepath.Join(dir, "walden.test")
+	if out, err := exec.Command("cp", self, copied).CombinedOutput(); err != nil {
+		return b, fmt.Errorf("cp: %w\n%s", err, out)
+	}
+	if err := os.Chmod(copied, 0o755); err != nil {
+		return b, err
+	}
+	text := fmt.Sprintf("#!/bin/sh\n%s=1 exec %s \"$@\"\n", runAsWalden, copied)
+	return b, os.WriteFile(b.raced, []byte(text), 0o755)
+})
+
+// newSite makes an installation that archives to a local directory. Settings are added to its configuration file.
+func newSite(t *testing.T, settings ...string) *site {
+	t.Helper()
+	s := bareSite(t)
+	s.archive = filepath.Join(s.dir, "archive")
+	if err := os.Mkdir(s.archive, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	own(t, s.archive)
+	s.configure(append([]string{"WALG_FILE_PREFIX=" + s.archive}, settings...)...)
+	return s
+}
+
+// newS3Site makes an installation that archives to a bucket of its own on a real S3 server.
+func newS3Site(t *testing.T, settings ...string) *site {
+	t.Helper()
+	s := bareSite(t)
+	server := testenv.StartS3(t)
+	s.configure(append([]string{
+		"WALG_S3_PREFIX=s3://" + server.NewBucket(t) + "/clusters/main", "AWS_ENDPOINT=" + server.Endpoint,
+		"AWS_ACCESS_KEY_ID=" + server.AccessKey, "AWS_SECRET_ACCESS_KEY=" + server.SecretKey, "AWS_REGION=us-east-1",
+		"AWS_S3_FORCE_PATH_STYLE=true",
+	}, settings...)...)
+	return s
+}
+
+func bareSite(t *testing.T) *site {
+	t.Helper()
+	b, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := testenv.Scratch(t)
+	return &site{t: t, dir: dir, binaries: b, config: filepath.Join(dir, "walden.yaml")}
+}
+
+// configure writes the configuration file; each setting is NAME=value.
+func (s *site) configure(settings ...string) {
+	s.t.Helper()
+	var b strings.Builder
+	for _, line := range settings {
+		name, value, _ := strings.Cut(line, "=")
+		fmt.Fprintf(&b, "%s: %q\n", name, value)
+	}
+	if err := os.WriteFile(s.config, []byte(b.String()), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// own gives a path to the user postgres when the test runs as root.
+func own(t *testing.T, path string) {
+	t.Helper()
+	cmd := testenv.AsPostgres(exec.Command("true"))
+	if cmd.SysProcAttr == nil || cmd.SysProcAttr.Credential == nil {
+		return
+	}
+	if err := os.Chown(path, int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// result is what a run of walden left.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// command prepares a run of walden as the user postgres.
+func (s *site) command(ctx context.Context, p *testenv.Postgres, args ...string) *exec.Cmd {
+	cmd := testenv.AsPostgres(exec.CommandContext(ctx, s.raced, append([]string{"--config", s.config}, args...)...))
+	cmd.Env = append(cmd.Environ(), "PATH="+os.Getenv("PATH"))
+	if p != nil {
+		cmd.Env = append(cmd.Env, p.Env()...)
+	}
+	cmd.Dir = s.dir
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// walden runs a command that may fail.
+func (s *site) walden(p *testenv.Postgres, args ...string) result {
+	s.t.Helper()
+	return s.waldenIn(s.dir, p, args...)
+}
+
+// waldenIn is walden with another working directory.
+func (s *site) waldenIn(dir string, p *testenv.Postgres, args ...string) result {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	defer cancel()
+	cmd := s.command(ctx, p, args...)
+	cmd.Dir = dir
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.t.Fatalf("walden %s: %v", strings.Join(args, " "), err)
+	}
+	if ctx.Err() != nil {
+		s.t.Fatalf("walden %s did not end within %s\n%s", strings.Join(args, " "), commandLimit, stderr.String())
+	}
+	r := result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	if strings.Contains(r.stderr, "DATA RACE") || strings.Contains(r.stderr, "panic:") {
+		s.t.Fatalf("walden %s:\n%s", strings.Join(args, " "), r.stderr)
+	}
+	return r
+}
+
+// must runs a command that has to succeed.
+func (s *site) must(p *testenv.Postgres, args ...string) result {
+	s.t.Helper()
+	r := s.walden(p, args...)
+	if r.code != 0 {
+		s.t.Fatalf("walden %s: exit code %d\n%s", strings.Join(args, " "), r.code, r.stderr)
+	}
+	return r
+}
+
+// fails runs a command that has to fail with the code given and to say each of the texts.
+func (s *site) fails(p *testenv.Postgres, code int, texts []string, args ...string) result {
+	s.t.Helper()
+	r := s.walden(p, args...)
+	r.expect(s.t, code, texts...)
+	return r
+}
+
+// expect checks the exit code and what was said on standard error.
+func (r result) expect(t *testing.T, code int, texts ...string) {
+	t.Helper()
+	if r.code != code {
+		t.Fatalf("exit code %d instead of %d\n%s", r.code, code, r.stderr)
+	}
+	for _, text := range texts {
+		if !strings.Contains(r.stderr, text) {
+			t.Fatalf("standard error does not say %q:\n%s", text, r.stderr)
+		}
+	}
+}
+
+// archiving returns the settings with which a server archives here.
+func (s *site) archiving(more ...string) map[string]string {
+	m := map[string]string{
+		"archive_mode":    "on",
+		"archive_command": fmt.Sprintf("%s --config %s wal-push %%p", s.plain, s.config),
+		"wal_level":       "replica",
+	}
+	for _, line := range more {
+		name, value, _ := strings.Cut(line, "=")
+		m[name] = value
+	}
+	return m
+}
+
+// restoreSettings returns the settings with which a restored server fetches its WAL from here.
+func (s *site) restoreSettings(more ...string) map[string]string {
+	m := map[string]string{
+		"restore_command": fmt.Sprintf(`%s --config %s wal-fetch "%%f" "%%p"`, s.plain, s.config),
+		"archive_mode":    "off",
+	}
+	for _, line := range more {
+		name, value, _ := strings.Cut(line, "=")
+		m[name] = value
+	}
+	return m
+}
+
+// archived closes the current segment and waits until the archive holds everything that the server has written.
+func (s *site) archived(p *testenv.Postgres) {
+	s.t.Helper()
+	segment := p.SwitchWAL(s.t)
+	p.WaitFor(s.t, fmt.Sprintf("SELECT coalesce(last_archived_wal, '') >= '%s' FROM pg_stat_archiver", segment), "t", time.Minute)
+}
+
+// fetch restores a backup and asks for archive recovery.
+func (s *site) fetch(name string, more ...string) string {
+	s.t.Helper()
+	dir := filepath.Join(testenv.Scratch(s.t), "restored")
+	s.must(nil, append([]string{"backup-fetch", dir, name}, more...)...)
+	signal := filepath.Join(dir, "recovery.signal")
+	if err := os.WriteFile(signal, nil, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	own(s.t, signal)
+	return dir
+}
+
+// latest returns the name of the newest backup in the list.
+func (s *site) latest() string {
+	s.t.Helper()
+	lines := strings.Split(strings.TrimSpace(s.must(nil, "backup-list").stdout), "\n")
+	name, _, _ := strings.Cut(lines[len(lines)-1], " ")
+	return name
+}
+
+// tool runs one of PostgreSQL's programs against a data directory or server as the user postgres; it has to succeed.
+func tool(t *testing.T, p *testenv.Postgres, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	defer cancel()
+	cmd := testenv.AsPostgres(exec.CommandContext(ctx, filepath.Join(p.BinDir, name), args...))
+	cmd.Env = append(cmd.Environ(), p.Env()...)
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// load writes to the server until stop is called: inserts, updates, and tables that come, grow, shrink and go.
+type load struct {
+	stop func() int // ends the load and returns the number of committed transactions
+}
+
+func startLoad(t *testing.T, p *testenv.Postgres) load {
+	t.Helper()
+	p.Exec(t, "CREATE TABLE IF NOT EXISTS journal(id bigserial PRIMARY KEY, note text, at timestamptz DEFAULT now())")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan int)
+	conn := p.Conn(t)
+	go func() {
+		n := 0
+		defer func() { done <- n }()
+		for ctx.Err() == nil {
+			churn := "churn" + strconv.Itoa(n%7)
+			for _, sql := range []string{
+				"INSERT INTO journal(note) SELECT md5(random()::text) FROM generate_series(1, 20)",
+				"UPDATE journal SET note = note || 'x' WHERE id % 17 = " + strconv.Itoa(n%17) + " AND length(note) < 200",
+				"DROP TABLE IF EXISTS " + churn,
+				"CREATE TABLE " + churn + " AS SELECT g, repeat('y', 100) AS filler FROM generate_series(1, 300) AS g",
+				"TRUNCATE " + churn,
+			} {
+				if _, err := conn.Exec(context.Background(), sql); err != nil {
+					if ctx.Err() == nil {
+						t.Errorf("load: %v", err)
+					}
+					return
+				}
+			}
+			n++
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond): // leaves room for the archiver, which starts a process per segment
+			}
+		}
+	}()
+	var once sync.Once
+	count := 0
+	stop := func() int {
+		once.Do(func() { cancel(); count = <-done })
+		return count
+	}
+	t.Cleanup(func() { stop() })
+	return load{stop}
+}
+
+// digest is a summary of the contents of the tables that tests write.
+const digest = "SELECT count(*), coalesce(md5(string_agg(id || note, ',' ORDER BY id)), '') FROM journal"

@@ -1,0 +1,214 @@
+// Package archive moves single files between PostgreSQL and the archive: wal-push for archive_command, wal-fetch for
+// restore_command.
+//
+// Promises: a file counts as archived only when the storage has confirmed it; what is archived is never overwritten with
+// other content; recovery never takes a failure for the end of the archive; nothing but a complete, checked file ever
+// appears at the destination.
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/pgdata"
+	"gitlab.com/walden-pg/walden/internal/wal"
+)
+
+// ErrDifferentContent is returned when a file of the same name and other content is archived already.
+var ErrDifferentContent = errors.New("it is archived already with different content")
+
+// Deps is what archiving works with.
+type Deps struct {
+	Catalog *catalog.Catalog
+	Log     *slog.Logger
+}
+
+// PushOptions say what to archive.
+type PushOptions struct {
+	Path    string        // as archive_command's %p gives it
+	Timeout time.Duration // for all of it, retries included
+}
+
+// copySize is how much is read from or written to a file at once, in bytes.
+const copySize = 256 << 10
+
+// hinted is an error with the next thing to try.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+
+// Hint is the advice for the operator.
+func (h *hinted) Hint() string { return h.hint }
+
+// Push archives one file under its name. A file that is archived already with the same content is a success; with other
+// content it is [ErrDifferentContent].
+func Push(ctx context.Context, d Deps, o PushOptions) error {
+	began := time.Now()
+	ctx, cancel := withDeadline(ctx, o.Timeout, "archiving "+o.Path)
+	defer cancel()
+	f, err := openFile(o.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	name := filepath.Base(o.Path)
+	d.Log.Info("archiving", "action", "wal-push", "seg", name, "state", "begin", "size", f.size, "to", d.Catalog)
+
+	cluster, err := f.examine(name, d.Log)
+	if err != nil {
+		return fmt.Errorf("cannot archive %s: %w", o.Path, err)
+	}
+	if cluster.SystemIdentifier != 0 {
+		if err := d.Catalog.Admit(ctx, cluster); err != nil {
+			return fmt.Errorf("cannot archive %s: %w", name, err)
+		}
+	}
+	sealed, err := d.Catalog.WAL().PutNew(ctx, name, f.writeTo)
+	if errors.Is(err, catalog.ErrExists) {
+		if err := compareArchived(ctx, d, f, name); err != nil {
+			return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
+		}
+		d.Log.Info("archived already with equal content", "action", "wal-push", "seg", name, "state", "complete", "size", f.size)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot archive %s: %w", name, err)
+	}
+	took := time.Since(began)
+	d.Log.Info("archived", "action", "wal-push", "seg", name, "key", sealed.Object, "state", "complete", "size", f.size,
+		"stored", sealed.Size, "seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(f.size)/took.Seconds()))
+	return nil
+}
+
+// withDeadline bounds ctx and says at its end what took too long.
+func withDeadline(ctx context.Context, limit time.Duration, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, &hinted{
+		fmt.Errorf("%s took longer than %s", what, limit), "WALDEN_WAL_TIMEOUT sets the limit; see the messages above for what was slow"})
+}
+
+// file is a local file that is to be archived.
+type file struct {
+	*os.File
+	size int64
+}
+
+func openFile(path string) (*file, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot archive: %w", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot archive: %w", err), f.Close())
+	}
+	return &file{f, st.Size()}, nil
+}
+
+// examine checks that the file is what its name says, and tells which cluster it is of: by a segment's own header, and for
+// other files by the control file of the data directory that they lie in. The zero Cluster means that nothing tells.
+func (f *file) examine(name string, log *slog.Logger) (catalog.Cluster, error) {
+	switch wal.Classify(name) {
+	case wal.KindSegment, wal.KindPartial:
+		return f.examineSegment(name, log)
+	case wal.KindOther:
+		log.Warn("the name is not that of a WAL file; it is archived as it is", "action", "wal-push", "seg", name)
+	}
+	control, ok := controlNear(f.Name())
+	if !ok {
+		return catalog.Cluster{}, nil
+	}
+	return catalog.Cluster{SystemIdentifier: control.SystemIdentifier, SegmentSize: control.WALSegmentSize}, nil
+}
+
+func (f *file) examineSegment(name string, log *slog.Logger) (catalog.Cluster, error) {
+	head := make([]byte, wal.HeaderSize)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return catalog.Cluster{}, fmt.Errorf("cannot read its header: %w", err)
+	}
+	h, err := wal.ParseHeader(head)
+	switch {
+	case errors.Is(err, wal.ErrUnknownMagic):
+		log.Warn("WAL of an unknown PostgreSQL version", "action", "wal-push", "seg", name, "error", err)
+	case err != nil:
+		return catalog.Cluster{}, err
+	}
+	if err := h.CheckFile(name, f.size); err != nil {
+		return catalog.Cluster{}, err
+	}
+	return catalog.Cluster{SystemIdentifier: h.SystemIdentifier, Major: h.Major, SegmentSize: h.SegmentSize}, nil
+}
+
+// controlNear reads the control file of the data directory that a WAL file lies in: the working directory, as PostgreSQL
+// runs its commands there, else the directory above the file's own.
+func controlNear(path string) (pgdata.Control, bool) {
+	for _, dir := range []string{".", filepath.Dir(filepath.Dir(path))} {
+		if control, _, err := pgdata.ReadControl(dir); err == nil {
+			return control, true
+		}
+	}
+	return pgdata.Control{}, false
+}
+
+// writeTo writes the whole file; it may be called again.
+func (f *file) writeTo(w io.Writer) error {
+	n, err := io.CopyBuffer(w, struct{ io.Reader }{io.NewSectionReader(f, 0, f.size)}, make([]byte, copySize))
+	if err == nil && n != f.size {
+		err = fmt.Errorf("cannot read %s: it shrank from %d to %d bytes", f.Name(), f.size, n)
+	}
+	return err
+}
+
+// compareArchived compares the file with what is archived under its name.
+func compareArchived(ctx context.Context, d Deps, f *file, name string) error {
+	r, err := d.Catalog.WAL().Open(ctx, name)
+	if err != nil {
+		return fmt.Errorf("it is archived already, and what is there cannot be read: %w", err)
+	}
+	defer r.Close()
+	theirs := bufio.NewReaderSize(r, copySize)
+	head, err := theirs.Peek(wal.HeaderSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("it is archived already, and what is there cannot be read: %w", err)
+	}
+	head = bytes.Clone(head)
+	equal, err := sameContent(theirs, io.NewSectionReader(f, 0, f.size))
+	if err != nil {
+		return fmt.Errorf("it is archived already, and cannot be compared: %w", err)
+	}
+	if !equal {
+		return &hinted{fmt.Errorf("%w (%s)", ErrDifferentContent, origins(head, f)),
+			"two clusters may archive to this prefix, or a copy of this cluster did; give every cluster a prefix of its own"}
+	}
+	return nil
+}
+
+// origins names where two segments of one name come from, as far as their headers tell.
+func origins(archived []byte, f *file) string {
+	ours := make([]byte, wal.HeaderSize)
+	if _, err := f.ReadAt(ours, 0); err != nil {
+		return "it differs in size"
+	}
+	describe := func(b []byte) string {
+		h, err := wal.ParseHeader(b)
+		if err != nil {
+			return "no WAL header"
+		}
+		return fmt.Sprintf("system identifier %d, timeline %d", h.SystemIdentifier, h.Timeline)
+	}
+	return fmt.Sprintf("archived: %s; this file: %s", describe(archived), describe(ours))
+}

@@ -1,0 +1,292 @@
+package backup
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/zeebo/xxh3"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/pgdata"
+	"gitlab.com/walden-pg/walden/internal/postgres"
+	"gitlab.com/walden-pg/walden/internal/wal"
+)
+
+// readSize is how much is read from a file at once, in bytes: large enough to make system calls cheap, small enough
+// to stay in the processor's cache while it is hashed, verified and compressed.
+const readSize = 256 << 10
+
+// someCorrupt is how many corrupt blocks of a file are named in the metadata unless all are asked for (WAL-G format).
+const someCorrupt = 10
+
+// copyParts stores all parts, Workers of them at a time. Each worker owns one part from its first header to its
+// upload, so nothing is shared. Files that vanished are left out of the contents.
+func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN, progress Progress) error {
+	progress.Begin(j.total)
+	defer progress.End()
+	queue := make(chan int, len(j.parts))
+	for _, n := range j.longestFirst() {
+		queue <- n
+	}
+	close(queue)
+	g, ctx := errgroup.WithContext(ctx)
+	for range min(j.options.Workers, len(j.parts)) {
+		g.Go(func() error {
+			w := &copier{job: j, progress: progress, buf: make([]byte, readSize), names: map[owner][2]string{},
+				verifier: pgdata.NewPageVerifier(j.relBlocks, start)}
+			for n := range queue {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				part, err := draft.PutPart(ctx, n+1, func(out io.Writer) error { return w.writePart(ctx, out, j.parts[n]) })
+				if err != nil {
+					return err
+				}
+				j.contents.Parts[n] = part
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	j.dropVanished()
+	return nil
+}
+
+// dropVanished removes the files that were gone when their turn came: they have no entry in any tar.
+func (j *job) dropVanished() {
+	kept := 0
+	for i := range j.contents.Files {
+		if j.gone[i] {
+			continue
+		}
+		j.contents.Files[kept], j.pages[kept] = j.contents.Files[i], j.pages[i]
+		kept++
+	}
+	j.contents.Files, j.pages = slices.Clip(j.contents.Files[:kept]), j.pages[:kept]
+	j.gone, j.owners, j.parts = nil, nil, nil
+}
+
+// copier is one worker: its buffers are reused for all its files.
+type copier struct {
+	job      *job
+	progress Progress
+	buf      []byte
+	hash     xxh3.Hasher128
+	verifier *pgdata.PageVerifier
+	names    map[owner][2]string // user and group names where the host knows them
+}
+
+// writePart writes one tar. It may be called again for the same part after a failure of the storage.
+func (w *copier) writePart(ctx context.Context, out io.Writer, files []int32) error {
+	tw := tar.NewWriter(out)
+	var counted int64
+	for _, i := range files {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := w.writeEntry(ctx, tw, i)
+		counted += n
+		if err != nil {
+			w.progress.Add(-counted) // the part may be written again
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int32) (int64, error) {
+	f := &w.job.contents.Files[i]
+	h := &tar.Header{Name: "/" + f.Name, Mode: int64(f.Mode.Perm()), ModTime: time.Unix(0, f.MTime)}
+	w.owner(h, w.job.owners[i])
+	switch f.Type {
+	case catalog.Directory:
+		h.Typeflag = tar.TypeDir
+		return 0, tw.WriteHeader(h)
+	case catalog.Symlink:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		return 0, tw.WriteHeader(h)
+	}
+	return w.writeFile(ctx, tw, h, i)
+}
+
+// writeFile copies one file as it is now, with the size that it has when it is opened: what it grows later is cut off,
+// what it shrinks is filled with zeros; WAL replay repairs both. A file that has vanished gets no entry.
+func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, i int32) (int64, error) {
+	f := &w.job.contents.Files[i]
+	w.job.gone[i], w.job.pages[i] = false, nil
+	file, err := os.OpenFile(filepath.Join(w.job.dir, f.Name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		w.job.gone[i] = true
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("cannot read data file: %w", err)
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("cannot read data file: %w", err)
+	}
+	if !st.Mode().IsRegular() { // replaced since the walk by something that is not data
+		w.job.gone[i] = true
+		return 0, nil
+	}
+	f.Size = st.Size()
+	h.Typeflag, h.Size = tar.TypeReg, f.Size
+	if err := tw.WriteHeader(h); err != nil {
+		return 0, err
+	}
+	w.hash.Reset()
+	verify := w.job.options.Verify && pgdata.IsDataFile(f.Name)
+	if verify {
+		rel, _ := pgdata.ParseRelationFile(f.Name)
+		w.verifier.Reset(ctx, file, rel.Segment)
+	}
+	for left := f.Size; left > 0; {
+		if ctx.Err() != nil {
+			return f.Size - left, context.Cause(ctx)
+		}
+		b := w.buf[:min(left, readSize)]
+		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(b)); err != nil {
+			return f.Size - left, err
+		}
+		n, err := io.ReadFull(file, b)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			clear(b[n:])
+		case err != nil:
+			return f.Size - left, fmt.Errorf("cannot read data file: %w", err)
+		}
+		w.hash.Write(b)
+		if verify {
+			if _, err := w.verifier.Write(b); err != nil {
+				return f.Size - left, err
+			}
+		}
+		if _, err := tw.Write(b); err != nil {
+			return f.Size - left, err
+		}
+		left -= int64(len(b))
+		w.progress.Add(int64(len(b)))
+	}
+	f.Hash = w.hash.Sum128().Bytes()
+	if verify {
+		w.record(i, w.verifier.Report())
+	}
+	return f.Size, nil
+}
+
+// record keeps what the verification of a file found, to be judged when the stop LSN is known.
+func (w *copier) record(i int32, r pgdata.PageReport) {
+	if r.Odd {
+		w.job.log.Warn("the size of a relation file is not a multiple of the page size", "file", w.job.contents.Files[i].Name)
+	}
+	if len(r.Corrupt)+len(r.Suspect) > 0 {
+		w.job.pages[i] = &r
+	}
+}
+
+// judgePages calls pages corrupt: those whose checksum stayed wrong, and those whose LSN claims that WAL replay will
+// write them anew while no WAL of the backup can. It returns the names of the files with corrupt pages.
+func (j *job) judgePages(stop wal.LSN, all bool) []string {
+	var corrupt []string
+	for i := range j.contents.Files {
+		f := &j.contents.Files[i]
+		if j.pages[i] == nil {
+			continue
+		}
+		blocks := j.pages[i].CorruptAt(stop)
+		if len(blocks) == 0 {
+			continue
+		}
+		f.Corrupt = &catalog.CorruptBlocks{Count: len(blocks), Blocks: blocks}
+		if !all && len(blocks) > someCorrupt {
+			f.Corrupt.Blocks = slices.Clone(blocks[:someCorrupt])
+		}
+		j.log.Error("corrupt pages", "action", "backup-push", "file", f.Name, "count", f.Corrupt.Count, "blocks", f.Corrupt.Blocks)
+		corrupt = append(corrupt, f.Name)
+	}
+	return corrupt
+}
+
+// copyControl stores global/pg_control, read when everything else has been copied (on a standby the consistency of the
+// backup depends on that: PostgreSQL documentation, "Making a Non-Exclusive Low-Level Backup").
+func (j *job) copyControl(ctx context.Context, draft *catalog.Draft) (catalog.Part, error) {
+	_, raw, err := pgdata.ReadControl(j.dir)
+	if err != nil {
+		return catalog.Part{}, err
+	}
+	st, err := os.Stat(filepath.Join(j.dir, pgdata.ControlName))
+	if err != nil {
+		return catalog.Part{}, fmt.Errorf("cannot read the control file: %w", err)
+	}
+	return draft.PutControl(ctx, func(out io.Writer) error {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: "/" + pgdata.ControlName, Size: int64(len(raw)),
+			Mode: int64(st.Mode().Perm()), ModTime: st.ModTime()}
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			h.Uid, h.Gid = int(sys.Uid), int(sys.Gid)
+		}
+		return writeTar(out, member{h, raw})
+	})
+}
+
+// copyLabel stores backup_label and tablespace_map as the server returned them; the map is there even if it is empty.
+func (j *job) copyLabel(ctx context.Context, draft *catalog.Draft, stop postgres.Stop) (catalog.Part, error) {
+	text := func(name string, content []byte) member {
+		return member{&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(content)), Mode: 0o600,
+			ModTime: time.Unix(0, 0)}, content}
+	}
+	return draft.PutLabel(ctx, func(out io.Writer) error {
+		return writeTar(out, text("backup_label", stop.Label), text("tablespace_map", stop.TablespaceMap))
+	})
+}
+
+type member struct {
+	header  *tar.Header
+	content []byte
+}
+
+func writeTar(out io.Writer, members ...member) error {
+	tw := tar.NewWriter(out)
+	for _, m := range members {
+		if err := tw.WriteHeader(m.header); err != nil {
+			return err
+		}
+		if _, err := io.Copy(tw, bytes.NewReader(m.content)); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+// owner fills in the owner by number, and by name where the host knows one.
+func (w *copier) owner(h *tar.Header, o owner) {
+	h.Uid, h.Gid = int(o.uid), int(o.gid)
+	names, ok := w.names[o]
+	if !ok {
+		if u, err := user.LookupId(strconv.Itoa(h.Uid)); err == nil {
+			names[0] = u.Username
+		}
+		if g, err := user.LookupGroupId(strconv.Itoa(h.Gid)); err == nil {
+			names[1] = g.Name
+		}
+		w.names[o] = names
+	}
+	h.Uname, h.Gname = names[0], names[1]
+}

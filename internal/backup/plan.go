@@ -1,0 +1,132 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/pgdata"
+	"gitlab.com/walden-pg/walden/internal/postgres"
+)
+
+// job is one backup's copy of the data directory.
+type job struct {
+	dir       string
+	options   Options
+	log       *slog.Logger
+	relBlocks uint32 // blocks of a relation's segment file
+	contents  catalog.Contents
+	owners    []owner   // by index into contents.Files
+	parts     [][]int32 // indexes into contents.Files
+	costs     []int64   // by part
+	total     int64
+	pages     []*pgdata.PageReport // files with pages to judge when the stop LSN is known, by index into contents.Files
+	gone      []bool               // files that vanished, by index into contents.Files
+}
+
+// owner is a file's numeric owner.
+type owner struct{ uid, gid uint32 }
+
+const (
+	// fileCost is what a file costs besides its bytes (open, header, hashing), expressed in bytes, so that a million
+	// empty files are spread over parts, too.
+	fileCost = 16 << 10
+	// minPart keeps parts of small clusters from becoming tiny objects.
+	minPart = 16 << 20
+	// partsPerWorker is how many parts of a small cluster each worker gets on average: enough to end at about the same time.
+	partsPerWorker = 4
+)
+
+// plan walks the data directory once and spreads its files over parts of about equal cost, in the order of the walk.
+func plan(ctx context.Context, dir string, info postgres.Info, tablespaces []pgdata.Tablespace, o Options, log *slog.Logger) (*job, error) {
+	control, _, err := pgdata.ReadControl(dir)
+	if err != nil {
+		return nil, err
+	}
+	j := &job{dir: dir, options: o, log: log, relBlocks: control.SegmentBlocks}
+	var cost int64
+	err = pgdata.Walk(ctx, dir, pgdata.WalkOptions{
+		TablespaceVersionDir: pgdata.TablespaceVersionDir(info.Major, control.CatalogVersion),
+		OnLink: func(name, target string) {
+			if name == "pg_wal" {
+				j.contents.WALLink = target
+			}
+		},
+		OnSkip: func(name, reason string) { log.Warn("not part of the backup", "file", name, "reason", reason) },
+	}, func(e pgdata.Entry) error {
+		if inYoungerTablespace(e.Name, tablespaces) {
+			return nil
+		}
+		f := catalog.File{Name: e.Name, Mode: e.Mode, Size: e.Size, MTime: e.ModTime.UnixNano(), Link: e.Link}
+		switch e.Kind {
+		case pgdata.Dir:
+			f.Type, f.Size = catalog.Directory, 0
+		case pgdata.Symlink:
+			f.Type, f.Size = catalog.Symlink, 0
+		}
+		j.contents.DataSize += e.Size
+		j.total += f.Size
+		cost += f.Size + fileCost
+		j.contents.Files = append(j.contents.Files, f)
+		j.owners = append(j.owners, owner{uint32(e.UID), uint32(e.GID)})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	target := min(o.PartSize, max(minPart, cost/int64(o.Workers*partsPerWorker)))
+	j.spread(target)
+	j.pages = make([]*pgdata.PageReport, len(j.contents.Files))
+	j.gone = make([]bool, len(j.contents.Files))
+	return j, nil
+}
+
+// inYoungerTablespace tells whether an entry lies in a tablespace that was created after the backup had begun. WAL replay
+// creates such a tablespace, and would find its place taken.
+func inYoungerTablespace(name string, known []pgdata.Tablespace) bool {
+	rest, inside := strings.CutPrefix(name, "pg_tblspc/")
+	if !inside {
+		return false
+	}
+	oid, _, _ := strings.Cut(rest, "/")
+	return !slices.ContainsFunc(known, func(t pgdata.Tablespace) bool { return strconv.FormatUint(uint64(t.OID), 10) == oid })
+}
+
+// spread fills parts up to target; a file that fills a part by itself gets one of its own.
+func (j *job) spread(target int64) {
+	open := -1
+	for i := range j.contents.Files {
+		f := &j.contents.Files[i]
+		cost := f.Size + fileCost
+		part := open
+		if open < 0 || cost >= target {
+			part = len(j.parts)
+			j.parts, j.costs = append(j.parts, nil), append(j.costs, 0)
+		}
+		f.Part = int32(part)
+		j.parts[part] = append(j.parts[part], int32(i))
+		j.costs[part] += cost
+		switch {
+		case cost >= target:
+		case j.costs[part] >= target:
+			open = -1
+		default:
+			open = part
+		}
+	}
+	j.contents.Parts = make([]catalog.Part, len(j.parts))
+}
+
+// longestFirst returns the parts in the order in which to work on them, so that no long one is left for the end.
+func (j *job) longestFirst() []int {
+	order := make([]int, len(j.parts))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(j.costs[b], j.costs[a]) })
+	return order
+}

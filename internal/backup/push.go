@@ -1,0 +1,200 @@
+// Package backup takes base backups of a running cluster: it puts the server into backup mode, copies the data
+// directory in parallel as tars, and makes the backup exist when everything it needs is proven to be stored.
+//
+// Promises: success means that the storage holds every part as it was written; whatever goes wrong, the server leaves
+// backup mode and no backup is listed.
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/pgdata"
+	"gitlab.com/walden-pg/walden/internal/postgres"
+	"gitlab.com/walden-pg/walden/internal/wal"
+)
+
+// Deps is what a backup works with.
+type Deps struct {
+	Catalog  *catalog.Catalog
+	Server   *postgres.Server
+	Log      *slog.Logger
+	Progress Progress
+}
+
+// Progress is told how the copy advances. Its methods may be called by many goroutines at once.
+type Progress interface {
+	Begin(total int64) // bytes to copy, as the walk found them
+	Add(n int64)
+	End()
+}
+
+// Options are the operator's choices.
+type Options struct {
+	DataDir         string          // as given; it must be the server's
+	Workers         int             // parts copied at once, at least 1
+	PartSize        int64           // a part is ended when it holds this many bytes
+	Permanent       bool            // retention never removes the backup
+	UserData        json.RawMessage // JSON stored with the backup, nil for none
+	Verify          bool            // check page checksums; the cluster must have them
+	StoreAllCorrupt bool            // name all corrupt blocks of a file in its metadata, not just the first ten
+	Disk            *rate.Limiter   // limits reading, nil for no limit
+	ArchiveWait     time.Duration   // how long to wait for WAL without progress
+	NoRelations     bool            // leave out the names of databases and tables
+	Hostname        string
+	Version         string // of this program
+	Compression     string // names recorded in the manifest
+	Encryption      string
+}
+
+// Outcome is what became of a backup that was taken.
+type Outcome struct {
+	Backup catalog.Backup
+	// CorruptFiles names the files with corrupt pages.
+	CorruptFiles []string
+	// Overdue is set when the backup's WAL should have reached the archive and did not within the deadline.
+	Overdue error
+}
+
+// abandonTimeout bounds the removal of what a failed backup has stored.
+const abandonTimeout = time.Minute
+
+// Push takes a full backup.
+func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
+	info := d.Server.Info()
+	dir, err := examineDataDir(o.DataDir, info)
+	if err != nil {
+		return out, err
+	}
+	if err := d.Catalog.Admit(ctx, cluster(info)); err != nil {
+		return out, fmt.Errorf("cannot take a backup: %w", err)
+	}
+	if o.Verify && info.BlockSize != pgdata.PageSize {
+		d.Log.Warn("page checksums are not verified: the cluster's pages have an unusual size", "block_size", info.BlockSize)
+		o.Verify = false
+	}
+
+	mode, err := d.Server.EnterBackupMode(ctx, "walden "+time.Now().UTC().Format(time.RFC3339))
+	if err != nil {
+		return out, err
+	}
+	defer mode.Leave()
+	ctx, release := whileServerAnswers(ctx, mode)
+	defer release()
+	copyStart := time.Now()
+
+	tablespaces, err := pgdata.Tablespaces(dir)
+	if err != nil {
+		return out, err
+	}
+	draft, err := d.Catalog.Begin(ctx, begin(mode.Start(), info, dir, tablespaces, o))
+	if err != nil {
+		return out, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, abandon(ctx, draft))
+		}
+	}()
+	d.Log.Info("backup begins", "action", "backup-push", "backup", draft.Name(), "state", "begin",
+		"start_lsn", mode.Start().LSN, "data_dir", dir, "to", d.Catalog)
+
+	job, err := plan(ctx, dir, info, tablespaces, o, d.Log)
+	if err != nil {
+		return out, err
+	}
+	if err := job.copyParts(ctx, draft, mode.Start().LSN, d.Progress); err != nil {
+		return out, err
+	}
+	if job.contents.Control, err = job.copyControl(ctx, draft); err != nil {
+		return out, err
+	}
+	copied := time.Since(copyStart)
+
+	stop, err := mode.Finish(ctx)
+	if err != nil {
+		return out, err
+	}
+	out.CorruptFiles = job.judgePages(stop.LSN, o.StoreAllCorrupt)
+	if job.contents.Label, err = job.copyLabel(ctx, draft, stop); err != nil {
+		return out, err
+	}
+	need := neededWAL{
+		first: wal.SegmentAt(mode.Start().Timeline, mode.Start().LSN, info.WALSegmentSize),
+		last:  wal.SegmentBefore(mode.Start().Timeline, stop.LSN, info.WALSegmentSize),
+		size:  info.WALSegmentSize, standby: mode.Start().Standby,
+	}
+	var state catalog.WALState
+	state, out.Overdue, err = awaitWAL(ctx, d, need, o.ArchiveWait)
+	if err != nil {
+		return out, err
+	}
+	out.Backup, err = draft.Commit(ctx, catalog.Stop{
+		LSN: stop.LSN, Time: stop.Time, WAL: state, First: need.first, Last: need.last,
+	}, &job.contents, relations(d, o))
+	if err != nil {
+		return out, err
+	}
+	d.Log.Info("Wrote backup with name "+draft.Name()+" to storage default", "action", "backup-push", "backup", draft.Name(),
+		"state", "complete", "start_lsn", mode.Start().LSN, "stop_lsn", stop.LSN, "files", len(job.contents.Files),
+		"parts", len(job.contents.Parts), "size", out.Backup.UncompressedSize, "stored", out.Backup.CompressedSize,
+		"copy_seconds", seconds(copied), "seconds", seconds(time.Since(copyStart)),
+		"rate", int64(float64(out.Backup.UncompressedSize)/copied.Seconds()), "wal", string(state), "corrupt_blocks", out.Backup.CorruptBlocks)
+	return out, nil
+}
+
+func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
+
+// cluster describes the server for the archive's identity.
+func cluster(info postgres.Info) catalog.Cluster {
+	return catalog.Cluster{SystemIdentifier: info.SystemIdentifier, Major: info.Major, SegmentSize: info.WALSegmentSize}
+}
+
+func begin(s postgres.Start, info postgres.Info, dir string, tablespaces []pgdata.Tablespace, o Options) catalog.Start {
+	locations := map[uint32]string{}
+	for _, t := range tablespaces {
+		if !t.InPlace {
+			locations[t.OID] = t.Location
+		}
+	}
+	return catalog.Start{
+		LSN: s.LSN, Timeline: s.Timeline, Time: s.Time, Standby: s.Standby,
+		SystemIdentifier: info.SystemIdentifier, PgVersion: info.VersionNum, SegmentSize: info.WALSegmentSize,
+		PageSize: info.BlockSize, DataChecksums: info.DataChecksums, Hostname: o.Hostname, DataDir: dir,
+		Tablespaces: locations, UserData: o.UserData, Permanent: o.Permanent, Walden: o.Version,
+		Compression: o.Compression, Encryption: o.Encryption,
+	}
+}
+
+// whileServerAnswers returns a context that ends when the connection that holds the server in backup mode is lost:
+// the server has left backup mode then, and nothing copied from there on would be of use.
+func whileServerAnswers(ctx context.Context, mode *postgres.BackupMode) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-mode.Lost():
+			cancel(fmt.Errorf("the server has left backup mode: %w", mode.Err()))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
+	}
+}
+
+// abandon removes what a failed backup has stored, also when ctx has ended, and names what remains.
+func abandon(ctx context.Context, draft *catalog.Draft) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+	defer cancel()
+	return draft.Abandon(ctx)
+}

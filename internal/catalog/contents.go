@@ -1,0 +1,596 @@
+package catalog
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/repo"
+)
+
+// File is one entry of a backup: a regular file, a directory or a symbolic link of the data directory.
+type File struct {
+	Name  string // slash path below the data directory, "" for the directory itself; tablespaces as pg_tblspc/<oid>/…
+	Type  FileType
+	Mode  fs.FileMode // permission bits
+	Part  int32       // index into Contents.Parts of the tar that holds it
+	Size  int64       // bytes, as stored in the tar
+	MTime int64       // nanoseconds since 1970, as the walk found it
+	Hash  [16]byte    // XXH3-128 of the bytes in the tar, big endian; zero for directories and links
+	Link  string      // target of a symbolic link
+
+	Corrupt *CorruptBlocks // pages that failed verification, nil if none
+	Skipped bool           // a delta's file that did not change; never true in a full backup
+	Delta   bool           // stored as an increment; never true in a full backup
+}
+
+// FileType distinguishes a backup's entries.
+type FileType uint8
+
+// The types of entries.
+const (
+	Regular FileType = iota
+	Directory
+	Symlink
+)
+
+// CorruptBlocks counts the pages of a file that failed verification and names some: block numbers within the file.
+type CorruptBlocks struct {
+	Count  int      `json:"CorruptBlocksCount"`
+	Blocks []uint32 `json:"SomeCorruptBlocks"`
+}
+
+// UnmarshalJSON also accepts the plain array of block numbers that early versions wrote.
+func (c *CorruptBlocks) UnmarshalJSON(b []byte) error {
+	var blocks []uint32
+	if json.Unmarshal(b, &blocks) == nil {
+		*c = CorruptBlocks{Count: len(blocks), Blocks: blocks}
+		return nil
+	}
+	type plain CorruptBlocks
+	return json.Unmarshal(b, (*plain)(c))
+}
+
+// Part is one stored tar.
+type Part struct {
+	Name   string // object name within the backup's folder of tars, with extension
+	Size   int64  // bytes as stored
+	SHA256 string // hex, of the bytes as stored; empty if not recorded
+}
+
+// Contents is everything that a backup consists of.
+type Contents struct {
+	Files []File // entries of the parts, in the order of the walk
+	Parts []Part // ordinary parts; without the label's and the control file's
+	// WALLink is the target of pg_wal when that was a symbolic link at backup time.
+	WALLink string
+	// Control and Label are the two tars that are restored last.
+	Control, Label Part
+	// DataSize is the sum of the sizes of all that was walked.
+	DataSize int64
+}
+
+// manifestHead is the part of walden's manifest that comes before the lists.
+type manifestHead struct {
+	Version          int         `json:"version"`
+	Backup           string      `json:"backup"`
+	Walden           string      `json:"walden"`
+	SystemIdentifier string      `json:"system_identifier"`
+	PgVersion        int         `json:"pg_version"`
+	Timeline         uint32      `json:"timeline"`
+	StartLSN         string      `json:"start_lsn"`
+	StopLSN          string      `json:"stop_lsn"`
+	SegmentSize      int64       `json:"wal_segment_size"`
+	PageSize         int64       `json:"page_size"`
+	DataChecksums    bool        `json:"data_checksums"`
+	Standby          bool        `json:"from_standby"`
+	Compression      string      `json:"compression"`
+	Encryption       string      `json:"encryption"`
+	WAL              manifestWAL `json:"wal"`
+	WALLink          string      `json:"pg_wal_link,omitempty"`
+	DataSize         int64       `json:"data_size"`
+}
+
+// manifestWAL names the segments without which the backup cannot be recovered.
+type manifestWAL struct {
+	State WALState `json:"state"`
+	First string   `json:"first"`
+	Last  string   `json:"last"`
+}
+
+type manifestPart struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+type manifestFile struct {
+	Name    string         `json:"name"` // as in the tar, with a leading slash
+	Dir     bool           `json:"dir,omitempty"`
+	Link    string         `json:"link,omitempty"`
+	Size    int64          `json:"size,omitempty"`
+	Mode    string         `json:"mode"`
+	MTime   time.Time      `json:"mtime"`
+	Hash    string         `json:"xxh128,omitempty"`
+	Part    *int32         `json:"part,omitempty"` // index into parts, from 0
+	Corrupt *CorruptBlocks `json:"corrupt,omitempty"`
+}
+
+// writeManifest writes one value per line, so that a manifest of a million files can be searched with grep.
+func writeManifest(w io.Writer, head manifestHead, c *Contents) error {
+	out := bufio.NewWriterSize(w, 64<<10)
+	b, err := json.Marshal(head)
+	if err != nil {
+		return err
+	}
+	out.Write(b[:len(b)-1]) // without the closing brace; bufio keeps the first error for Flush
+	out.WriteString(",\n\"parts\":[")
+	for i, p := range append(c.Parts[:len(c.Parts):len(c.Parts)], c.Control, c.Label) {
+		if err := writeItem(out, i, manifestPart(p)); err != nil {
+			return err
+		}
+	}
+	out.WriteString("],\n\"files\":[")
+	for i := range c.Files {
+		f := &c.Files[i]
+		m := manifestFile{
+			Name: tarName(f.Name), Dir: f.Type == Directory, Link: f.Link, Size: f.Size,
+			Mode: fmt.Sprintf("%04o", f.Mode.Perm()), MTime: time.Unix(0, f.MTime).UTC(), Corrupt: f.Corrupt,
+		}
+		if f.Type == Regular {
+			m.Hash, m.Part = hex.EncodeToString(f.Hash[:]), &f.Part
+		}
+		if err := writeItem(out, i, m); err != nil {
+			return err
+		}
+	}
+	out.WriteString("]}\n")
+	return out.Flush()
+}
+
+func writeItem(out *bufio.Writer, i int, v any) error {
+	if i > 0 {
+		out.WriteByte(',')
+	}
+	out.WriteByte('\n')
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(b)
+	return err
+}
+
+// fileMetadata is a member of "Files" in files_metadata.json (WAL-G format, "files_metadata.json").
+type fileMetadata struct {
+	IsIncremented bool           `json:"IsIncremented"`
+	IsSkipped     bool           `json:"IsSkipped"`
+	MTime         time.Time      `json:"MTime"`
+	CorruptBlocks *CorruptBlocks `json:"CorruptBlocks,omitempty"`
+	UpdatesCount  uint64         `json:"UpdatesCount"`
+}
+
+// Relations writes the members of "DatabasesByNames": what --restore-only needs to find a table's files.
+type Relations func(ctx context.Context, w io.Writer) error
+
+// writeFiles writes files_metadata.json. HTML characters are not escaped in it.
+func writeFiles(ctx context.Context, w io.Writer, c *Contents, relations Relations) error {
+	out := bufio.NewWriterSize(w, 64<<10)
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	member := func(i int, name string, v any) error {
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		if err := enc.Encode(name); err != nil {
+			return err
+		}
+		out.WriteByte(':')
+		return enc.Encode(v)
+	}
+	out.WriteString(`{"Files":{`)
+	sets := make([][]string, len(c.Parts))
+	for i := range c.Files {
+		f := &c.Files[i]
+		name := tarName(f.Name)
+		m := fileMetadata{MTime: time.Unix(0, f.MTime).UTC(), CorruptBlocks: f.Corrupt}
+		if err := member(i, name, m); err != nil {
+			return err
+		}
+		sets[f.Part] = append(sets[f.Part], name)
+	}
+	out.WriteString(`},"TarFileSets":{`)
+	for i, p := range c.Parts {
+		if err := member(i, p.Name, sets[i]); err != nil {
+			return err
+		}
+	}
+	if err := member(len(c.Parts), c.Label.Name, []string{"tablespace_map", "backup_label"}); err != nil {
+		return err
+	}
+	out.WriteString(`},"DatabasesByNames":{`)
+	if relations != nil {
+		if err := relations(ctx, out); err != nil {
+			return err
+		}
+	}
+	out.WriteString("}}")
+	return out.Flush()
+}
+
+// tarName is the name of an entry in a local backup's tars.
+func tarName(name string) string { return "/" + name }
+
+// Listing is what is known of a backup's contents before any tar is read.
+type Listing struct {
+	Parts   []Part // ordinary tars, in the order of their names
+	Special []Part // the label's and the control file's
+	// Files is nil when nothing is recorded: then everything in the tars belongs to the backup. Keys are names as in
+	// [File.Name].
+	Files map[string]File
+	// Hashed tells that sizes and hashes of files are known (from walden's manifest).
+	Hashed bool
+	// DataSize is the number of bytes to restore; an estimate for backups of other writers, 0 if unknown.
+	DataSize int64
+	// WALLink is the target of pg_wal at backup time, if it was a symbolic link.
+	WALLink string
+}
+
+// List reads what is known of the contents of b and compares it with what the storage holds: a part that is named and
+// missing, or has another size than recorded, is an error.
+func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
+	var l Listing
+	stored, err := c.storedParts(ctx, b.Name)
+	if err != nil {
+		return l, err
+	}
+	switch {
+	case b.ManifestSHA256 != "":
+		err = c.readManifest(ctx, b, &l)
+	case b.embeddedFiles != nil:
+		err = c.listOther(ctx, b, &l, stored, strings.NewReader(`{"Files":`+string(b.embeddedFiles)+`}`))
+	case b.filesDisabled:
+		err = c.listOther(ctx, b, &l, stored, nil)
+	default:
+		var r io.ReadCloser
+		r, err = c.repo.OpenPlain(ctx, backupDir(b.Name)+filesName)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && b.Delta == nil:
+			err = c.listOther(ctx, b, &l, stored, nil)
+		case err == nil:
+			err = c.listOther(ctx, b, &l, stored, r)
+			r.Close()
+		}
+	}
+	if err != nil {
+		return l, fmt.Errorf("cannot read what backup %s consists of: %w", b.Name, err)
+	}
+	for _, p := range append(l.Parts[:len(l.Parts):len(l.Parts)], l.Special...) {
+		size, ok := stored[p.Name]
+		if !ok {
+			return l, fmt.Errorf("cannot use backup %s: its part %s is not in %s", b.Name, p.Name, c)
+		}
+		if p.SHA256 != "" && size != p.Size {
+			return l, fmt.Errorf("cannot use backup %s: its part %s has %d bytes in %s, %d were written", b.Name, p.Name, size, c, p.Size)
+		}
+	}
+	if len(l.Parts) == 0 {
+		return l, fmt.Errorf("cannot use backup %s: it has no parts in %s", b.Name, c)
+	}
+	return l, nil
+}
+
+// storedParts lists a backup's folder of tars: object name → size.
+func (c *Catalog) storedParts(ctx context.Context, backup string) (map[string]int64, error) {
+	stored := map[string]int64{}
+	for o, err := range c.repo.List(ctx, backupDir(backup)+partsDir) {
+		if err != nil {
+			return nil, fmt.Errorf("cannot list the parts of backup %s: %w", backup, err)
+		}
+		if !o.IsDir() {
+			stored[baseName(o.Key)] = o.Size
+		}
+	}
+	return stored, nil
+}
+
+// readManifest reads walden's manifest, whose hash the sentinel holds.
+func (c *Catalog) readManifest(ctx context.Context, b Backup, l *Listing) error {
+	r, err := c.repo.OpenPlain(ctx, backupDir(b.Name)+manifestName)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sum := sha256.New()
+	all := io.TeeReader(bufio.NewReaderSize(r, 256<<10), sum)
+	d := json.NewDecoder(all)
+	var head manifestHead
+	l.Files = map[string]File{}
+	l.Hashed = true
+	err = eachMember(d, func(key string) error {
+		switch key {
+		case "parts":
+			return eachItem(d, func() error {
+				var p manifestPart
+				if err := d.Decode(&p); err != nil {
+					return err
+				}
+				l.addPart(Part(p))
+				return nil
+			})
+		case "files":
+			return eachItem(d, func() error {
+				var m manifestFile
+				if err := d.Decode(&m); err != nil {
+					return err
+				}
+				return l.addFile(m)
+			})
+		case "data_size":
+			return d.Decode(&l.DataSize)
+		case "pg_wal_link":
+			return d.Decode(&l.WALLink)
+		case "version":
+			if err := d.Decode(&head.Version); err != nil {
+				return err
+			}
+			if head.Version != manifestVersion {
+				return &hinted{fmt.Errorf("%s has version %d, this walden reads %d", manifestName, head.Version, manifestVersion),
+					"use a newer walden"}
+			}
+			return nil
+		case "backup":
+			if err := d.Decode(&head.Backup); err != nil {
+				return err
+			}
+			if head.Backup != b.Name {
+				return fmt.Errorf("%s belongs to backup %q", manifestName, head.Backup)
+			}
+			return nil
+		}
+		return skipValue(d)
+	})
+	if err == nil {
+		_, err = io.Copy(io.Discard, all) // what the decoder did not need belongs to the hash
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", manifestName, err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != b.ManifestSHA256 {
+		return fmt.Errorf("%s is not the one that was written: its SHA-256 is %s, the sentinel says %s", manifestName, got, b.ManifestSHA256)
+	}
+	return nil
+}
+
+func (l *Listing) addPart(p Part) {
+	if specialTar.MatchString(p.Name) {
+		l.Special = append(l.Special, p)
+	} else {
+		l.Parts = append(l.Parts, p)
+	}
+}
+
+func (l *Listing) addFile(m manifestFile) error {
+	name, err := EntryName(m.Name)
+	if err != nil {
+		return err
+	}
+	mode, err := strconv.ParseUint(m.Mode, 8, 12)
+	if err != nil {
+		return fmt.Errorf("file %q has mode %q", m.Name, m.Mode)
+	}
+	f := File{Name: name, Size: m.Size, Mode: fs.FileMode(mode), MTime: m.MTime.UnixNano(), Link: m.Link, Corrupt: m.Corrupt}
+	switch {
+	case m.Dir:
+		f.Type = Directory
+	case m.Link != "":
+		f.Type = Symlink
+	default:
+		if n, err := hex.Decode(f.Hash[:], []byte(m.Hash)); err != nil || n != len(f.Hash) || len(m.Hash) != 2*len(f.Hash) || m.Size < 0 {
+			return fmt.Errorf("file %q has no valid hash and size", m.Name)
+		}
+	}
+	if m.Part != nil {
+		f.Part = *m.Part
+	}
+	if _, twice := l.Files[name]; twice {
+		return fmt.Errorf("file %q is named twice", m.Name)
+	}
+	l.Files[name] = f
+	return nil
+}
+
+// listOther reads files_metadata.json, or the list embedded in a version 1 sentinel; r is nil when there is none.
+func (c *Catalog) listOther(ctx context.Context, b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
+	named := map[string]bool{}
+	if r != nil {
+		d := json.NewDecoder(bufio.NewReaderSize(r, 256<<10))
+		err := eachMember(d, func(key string) error {
+			switch {
+			case strings.EqualFold(key, "Files"):
+				return eachMember(d, func(key string) error {
+					var m fileMetadata
+					if err := d.Decode(&m); err != nil {
+						return err
+					}
+					name, err := EntryName(key)
+					if err != nil {
+						return err
+					}
+					if l.Files == nil {
+						l.Files = map[string]File{}
+					}
+					l.Files[name] = File{Name: name, MTime: m.MTime.UnixNano(), Corrupt: m.CorruptBlocks, Skipped: m.IsSkipped, Delta: m.IsIncremented}
+					return nil
+				})
+			case strings.EqualFold(key, "TarFileSets"):
+				return eachMember(d, func(key string) error {
+					if anyTar.MatchString(key) {
+						named[key] = true
+					}
+					return skipValue(d)
+				})
+			}
+			return skipValue(d)
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", filesName, err)
+		}
+	}
+	for _, name := range sortedKeys(stored) {
+		if anyTar.MatchString(name) {
+			l.addPart(Part{Name: name, Size: stored[name]})
+		} else {
+			c.log.Warn("an object that is no tar lies among the parts of a backup and is ignored", "backup", b.Name, "object", name)
+		}
+	}
+	for _, name := range sortedKeys(named) {
+		if _, ok := stored[name]; !ok {
+			l.addPart(Part{Name: name})
+		}
+	}
+	if !hasControl(l.Special) && !isWALE(b) {
+		return &hinted{fmt.Errorf("the object %s, which holds global/pg_control, is missing", controlTar),
+			"without it the cluster cannot start; choose another backup"}
+	}
+	l.DataSize = b.UncompressedSize
+	return nil
+}
+
+func hasControl(special []Part) bool {
+	for _, p := range special {
+		if strings.HasPrefix(p.Name, controlTar) {
+			return true
+		}
+	}
+	return false
+}
+
+// isWALE recognises WAL-E's backups by their offset names; they carry pg_control in a part.
+func isWALE(b Backup) bool {
+	m := backupName.FindStringSubmatch(b.Name)
+	return m != nil && m[3] != "" && b.Delta == nil
+}
+
+// OpenPart opens a stored tar for reading its decoded bytes. Where the hash of the part is recorded, the reader compares
+// it at the end: io.EOF then proves that every byte is as it was written, anything else is [ErrDamaged].
+func (c *Catalog) OpenPart(ctx context.Context, backup string, p Part) (io.ReadCloser, error) {
+	r, err := c.repo.OpenSealed(ctx, backupDir(backup)+partsDir+p.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &partReader{r, p}, nil
+}
+
+type partReader struct {
+	stored *repo.Reader
+	part   Part
+}
+
+func (r *partReader) Close() error { return r.stored.Close() }
+
+func (r *partReader) Read(b []byte) (int, error) {
+	n, err := r.stored.Read(b)
+	if !errors.Is(err, io.EOF) || r.part.SHA256 == "" {
+		return n, err
+	}
+	sealed, sealErr := r.stored.Sealed()
+	if sealErr != nil {
+		return n, sealErr
+	}
+	if got := hex.EncodeToString(sealed.SHA256[:]); got != r.part.SHA256 {
+		return n, fmt.Errorf("%w: its SHA-256 is %s, %s was written", ErrDamaged, got, r.part.SHA256)
+	}
+	return n, err
+}
+
+// EntryName turns the name of a tar entry or of a document into the slash path below the data directory ("" is the
+// directory itself). Names that lead outside are errors, whatever wrote them.
+func EntryName(name string) (string, error) {
+	clean := strings.TrimPrefix(path.Clean("/"+strings.TrimPrefix(name, "./")), "/")
+	for el := range strings.SplitSeq(name, "/") {
+		if el == ".." || strings.ContainsRune(el, 0) {
+			return "", fmt.Errorf("the name %q leads outside the data directory", name)
+		}
+	}
+	return clean, nil
+}
+
+// eachMember calls visit for every member of the object that d stands before; visit consumes the value.
+func eachMember(d *json.Decoder, visit func(key string) error) error {
+	if null, err := enter(d, '{'); err != nil || null {
+		return err
+	}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return err
+		}
+		if err := visit(t.(string)); err != nil { // the decoder yields only strings as keys
+			return err
+		}
+	}
+	_, err := d.Token()
+	return err
+}
+
+// eachItem calls visit before every item of the array that d stands before; visit consumes the item.
+func eachItem(d *json.Decoder, visit func() error) error {
+	if null, err := enter(d, '['); err != nil || null {
+		return err
+	}
+	for d.More() {
+		if err := visit(); err != nil {
+			return err
+		}
+	}
+	_, err := d.Token()
+	return err
+}
+
+func enter(d *json.Decoder, open json.Delim) (null bool, err error) {
+	t, err := d.Token()
+	if err != nil {
+		return false, err
+	}
+	if t == nil {
+		return true, nil
+	}
+	if t != open {
+		return false, fmt.Errorf("%v stands where %v is expected", t, open)
+	}
+	return false, nil
+}
+
+// skipValue passes over one value without keeping it.
+func skipValue(d *json.Decoder) error {
+	depth := 0
+	for {
+		t, err := d.Token()
+		if err != nil {
+			return err
+		}
+		switch t {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth == 0 {
+			return nil
+		}
+	}
+}
+
+// manifestVersion is the version of walden_manifest.json that this code reads and writes.
+const manifestVersion = 1

@@ -1,0 +1,48 @@
+package catalog
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+
+	"gitlab.com/walden-pg/walden/internal/wal"
+)
+
+// Folders and object names below the archive's prefix (WAL-G format, "Folders and object names").
+const (
+	backupsDir     = "basebackups_005/"
+	walDir         = "wal_005/"
+	partsDir       = "tar_partitions/"
+	sentinelSuffix = "_backup_stop_sentinel.json"
+	metadataName   = "metadata.json"
+	filesName      = "files_metadata.json"
+	manifestName   = "walden_manifest.json" // walden's own; WAL-G ignores it
+	draftName      = "walden_draft.json"    // walden's own: who is writing a backup that has no sentinel yet
+	identityName   = "walden_identity.json" // walden's own: the cluster that the archive belongs to
+	controlTar     = "pg_control.tar"
+	labelTar       = "backup_label.tar"
+)
+
+// backupName is the grammar by which WAL-G recognises its backups: full, delta, and WAL-E's with an offset.
+var backupName = regexp.MustCompile(`^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$`)
+
+// fullName names a full backup after the segment that holds its start LSN.
+func fullName(start wal.Segment, segmentSize int64) string {
+	return "base_" + start.Name(segmentSize)
+}
+
+func sentinelKey(backup string) string { return backupsDir + backup + sentinelSuffix }
+func backupDir(backup string) string   { return backupsDir + backup + "/" }
+
+// partName names the n-th tar of a backup, counting from 1.
+func partName(n int) string { return fmt.Sprintf("part_%03d.tar", n) }
+
+// special tells the two tars that a restore reads after all others.
+var specialTar = regexp.MustCompile(`^(pg_control|backup_label)\.tar(\..*)?$`)
+
+// anyTar matches every object that belongs into tar_partitions/, those of older writers with a dangling dot included.
+var anyTar = regexp.MustCompile(`^[^/]+\.tar(\.[a-z0-9]*)?$`)
+
+// baseName is the last element of a key.
+func baseName(key string) string { return path.Base(strings.TrimSuffix(key, "/")) }

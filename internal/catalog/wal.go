@@ -1,0 +1,132 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"golang.org/x/sync/errgroup"
+
+	"gitlab.com/walden-pg/walden/internal/repo"
+	"gitlab.com/walden-pg/walden/internal/storage"
+	"gitlab.com/walden-pg/walden/internal/wal"
+)
+
+// WAL is the part of the archive that holds WAL segments, history files and what else the server archives. Files are
+// known by the names that PostgreSQL gives them.
+type WAL struct{ c *Catalog }
+
+// WAL gives access to the archive's WAL.
+func (c *Catalog) WAL() *WAL { return &WAL{c} }
+
+// String names the archive for messages.
+func (w *WAL) String() string { return w.c.String() }
+
+// PutNew archives a file that is not there yet, under whatever codec; otherwise it returns [storage.ErrExists].
+// write may be called again after a failure of the storage and must start from the beginning then.
+func (w *WAL) PutNew(ctx context.Context, name string, write func(io.Writer) error) (repo.Sealed, error) {
+	taken, err := w.underOtherCodec(ctx, name)
+	if err != nil {
+		return repo.Sealed{}, err
+	}
+	if taken {
+		return repo.Sealed{}, fmt.Errorf("cannot archive %s in %s: %w", name, w, storage.ErrExists)
+	}
+	return w.c.repo.PutNew(ctx, walDir+name, write)
+}
+
+// underOtherCodec tells whether the file is archived under an object name that PutNew would not collide with.
+func (w *WAL) underOtherCodec(ctx context.Context, name string) (bool, error) {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, object := range w.c.repo.Names(walDir + name)[1:] {
+		g.Go(func() error {
+			_, err := w.c.repo.Stat(ctx, object)
+			switch {
+			case err == nil:
+				return storage.ErrExists
+			case errors.Is(err, fs.ErrNotExist):
+				return nil
+			}
+			return fmt.Errorf("cannot tell whether %s is archived in %s: %w", name, w, err)
+		})
+	}
+	err := g.Wait()
+	if errors.Is(err, storage.ErrExists) {
+		return true, nil
+	}
+	return false, err
+}
+
+// Open opens an archived file for reading its decoded bytes. The error is [fs.ErrNotExist] only if the storage said of
+// every name that the file can have that there is no such object.
+func (w *WAL) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	r, err := w.c.repo.Open(ctx, w.c.repo.Names(walDir + name)[0])
+	if !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	o, err := w.c.repo.Find(ctx, walDir+name)
+	if err != nil {
+		return nil, err
+	}
+	return w.c.repo.Open(ctx, o.Key)
+}
+
+// Has tells whether a file is archived.
+func (w *WAL) Has(ctx context.Context, name string) (bool, error) {
+	_, err := w.c.repo.Find(ctx, walDir+name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Missing returns those of the segments first to last that are not archived, in ascending order. It takes one listing.
+func (w *WAL) Missing(ctx context.Context, first, last wal.Segment, segmentSize int64) ([]wal.Segment, error) {
+	there := map[wal.Segment]bool{}
+	for o, err := range w.c.repo.List(ctx, walDir) {
+		if err != nil {
+			return nil, fmt.Errorf("cannot list the WAL in %s: %w", w, err)
+		}
+		s, err := wal.ParseSegment(w.c.repo.TrimExtension(baseName(o.Key)), segmentSize)
+		if err == nil && s.Timeline == first.Timeline && s.Number >= first.Number && s.Number <= last.Number {
+			there[s] = true
+		}
+	}
+	var missing []wal.Segment
+	for s := range wal.Segments(first, last) {
+		if !there[s] {
+			missing = append(missing, s)
+		}
+	}
+	return missing, nil
+}
+
+// newestSegment returns the name of the segment that sorts last, "" if there is none.
+func (w *WAL) newestSegment(ctx context.Context) (string, error) {
+	newest := ""
+	for o, err := range w.c.repo.List(ctx, walDir) {
+		if err != nil {
+			return "", fmt.Errorf("cannot list the WAL in %s: %w", w, err)
+		}
+		if name := w.c.repo.TrimExtension(baseName(o.Key)); wal.Classify(name) == wal.KindSegment {
+			newest = max(newest, name)
+		}
+	}
+	return newest, nil
+}
+
+// header reads the header of an archived segment.
+func (w *WAL) header(ctx context.Context, name string) (wal.Header, error) {
+	r, err := w.Open(ctx, name)
+	if err != nil {
+		return wal.Header{}, err
+	}
+	defer r.Close()
+	b := make([]byte, wal.HeaderSize)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return wal.Header{}, fmt.Errorf("cannot read archived segment %s: %w", name, err)
+	}
+	return wal.ParseHeader(b)
+}

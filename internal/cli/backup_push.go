@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"gitlab.com/walden-pg/walden/internal/backup"
+	"gitlab.com/walden-pg/walden/internal/codec"
+	"gitlab.com/walden-pg/walden/internal/config"
+)
+
+// copyMemory is what a worker of backup-push takes besides its compressor, in bytes: read buffer, tar, hand-over to the storage.
+const copyMemory = 4 << 20
+
+func (a *app) backupPush() *cobra.Command {
+	var o struct {
+		permanent, verify, allCorrupt, full, rating, copyTars, database, noFiles bool
+		userData, deltaName, deltaUserData, storage                              string
+	}
+	cmd := &cobra.Command{
+		Use:   "backup-push [PGDATA]",
+		Short: "Take a base backup of the running cluster",
+		Long: "Takes a full backup of the running cluster whose data directory is PGDATA (default: the setting PGDATA, else what the\n" +
+			"server says), from a primary or a standby, and waits until the WAL that it needs is in the archive.\n\n" +
+			"Exit codes: 0 success; 1 error, no backup was taken; 3 the backup was taken, but pages of the cluster are corrupt;\n" +
+			"4 the backup was taken, but its WAL did not reach the archive in time.",
+		Args: arguments(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.load(false); err != nil {
+				return err
+			}
+			a.setTarget(o.storage)
+			if o.deltaName != "" || o.deltaUserData != "" || a.config.Backup.DeltaFromName != "" || a.config.Backup.DeltaFromUserData != "" {
+				return &hinted{fmt.Errorf("cannot take a delta backup: this version of walden takes full backups only"), "leave out the base of the delta"}
+			}
+			options := backup.Options{
+				DataDir:   a.config.Postgres.DataDir,
+				Permanent: o.permanent, StoreAllCorrupt: o.allCorrupt || a.config.Backup.StoreAllCorrupt, Verify: a.config.Backup.VerifyPages,
+			}
+			if len(args) == 1 {
+				options.DataDir = args[0]
+			}
+			if cmd.Flags().Changed("verify") {
+				options.Verify = o.verify
+			}
+			userData := a.config.Backup.UserData
+			if o.userData != "" {
+				userData = o.userData
+			}
+			if userData != "" {
+				if !json.Valid([]byte(userData)) {
+					return usage(cmd, "cannot store the user data %s: not valid JSON (a string needs its quotes)", userData)
+				}
+				options.UserData = json.RawMessage(userData)
+			}
+			return a.runBackupPush(cmd.Context(), options, o.verify)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&o.permanent, "permanent", "p", false, "never removed by retention")
+	f.BoolVarP(&o.verify, "verify", "v", false, "check page checksums (done anyway where the cluster has them; --verify=false leaves it out)")
+	f.BoolVarP(&o.allCorrupt, "store-all-corrupt", "s", false, "name all corrupt blocks in the metadata, not just the first ten of a file")
+	f.StringVar(&o.userData, "add-user-data", "", "`JSON` to store with the backup")
+	f.BoolVarP(&o.full, "full", "f", false, "take a full backup (this version takes no others)")
+	f.StringVar(&o.deltaName, "delta-from-name", "", "base of a delta backup (not in this version)")
+	f.StringVar(&o.deltaUserData, "delta-from-user-data", "", "base of a delta backup (not in this version)")
+	f.StringVar(&o.storage, "target-storage", "", "name of the storage")
+	// Ways of packing that WAL-G offers. walden spreads files evenly by itself, and restores do not depend on it.
+	f.BoolVarP(&o.rating, "rating-composer", "r", false, "accepted, without effect")
+	f.BoolVarP(&o.copyTars, "copy-composer", "c", false, "accepted, without effect")
+	f.BoolVarP(&o.database, "database-composer", "b", false, "accepted, without effect")
+	f.BoolVar(&o.noFiles, "without-files-metadata", false, "accepted, without effect")
+	return cmd
+}
+
+// setTarget takes --target-storage into the settings.
+func (a *app) setTarget(name string) {
+	if name != "" {
+		a.config.Storage.Target = name
+	}
+}
+
+func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked bool) error {
+	c, method, err := a.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.Check(ctx); err != nil {
+		return err
+	}
+	server, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	info := server.Info()
+	if verifyAsked && !info.DataChecksums {
+		a.log.Warn("page checksums cannot be verified: the cluster has none")
+	}
+	if steps := a.config.Backup.DeltaMaxSteps; steps > 0 {
+		a.log.Warn("taking a full backup: this version of walden takes no deltas", "WALG_DELTA_MAX_STEPS", steps)
+	}
+	o.Verify = o.Verify && info.DataChecksums
+	o.Workers = a.workers(a.config.Backup.DiskConcurrency, codec.WriterMemory(method)+copyMemory)
+	if a.config.Storage.Kind == config.KindS3 { // the parts of uploads draw on the same budget
+		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
+	}
+	o.PartSize = a.config.Backup.PartSize
+	o.Disk = a.diskLimiter()
+	o.ArchiveWait = a.config.Backup.ArchiveWaitTimeout
+	o.Hostname, o.Version = hostname(), a.process.Version
+	o.Compression, o.Encryption = method.Name(), "none"
+
+	out, err := backup.Push(ctx, backup.Deps{Catalog: c, Server: server, Log: a.log, Progress: a.progress("backup-push")}, o)
+	switch {
+	case err != nil:
+		return err
+	case out.Overdue != nil:
+		return &exit{fmt.Errorf("backup %s was taken, but %w", out.Backup.Name, out.Overdue), exitWALOverdue}
+	case len(out.CorruptFiles) > 0:
+		return &exit{&hinted{
+			fmt.Errorf("backup %s was taken, but %d pages of the cluster are corrupt, in %s", out.Backup.Name, out.Backup.CorruptBlocks, some(out.CorruptFiles)),
+			"keep an older backup that has no corrupt pages, and look at the disks and at pg_amcheck"}, exitCorruptPages}
+	}
+	return nil
+}
+
+// some names the first few of many.
+func some(names []string) string {
+	const few = 5
+	if len(names) > few {
+		return fmt.Sprintf("%s and %d other files", strings.Join(names[:few], ", "), len(names)-few)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,221 @@
+// Package cli is walden's command line: one file per command, flags to Options, call, print. It is the composition root
+// and the only package that knows every concrete type; no decision about backups is taken here.
+//
+// Results go to standard output, everything else to standard error. Exit codes stand in exit.go.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"os/user"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"gitlab.com/walden-pg/walden/internal/config"
+)
+
+// Process is what a run of the program gets from the operating system.
+type Process struct {
+	Args           []string // without the program's name
+	Program        string   // as it was called, for messages that tell the operator what to type
+	Environ        []string
+	Stdout, Stderr io.Writer
+	Version        string
+}
+
+// Main runs one command and returns the exit code.
+func Main(p Process) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	defer stop()
+	a := &app{process: p, screen: newScreen(p.Stderr)}
+	defer a.close()
+	root := a.command()
+	root.SetArgs(p.Args)
+	root.SetOut(p.Stdout)
+	root.SetErr(p.Stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if !errors.Is(err, errSilent) {
+		printError(a.screen, err)
+	}
+	return exitCode(err)
+}
+
+// app is one run of the program.
+type app struct {
+	process Process
+	screen  *screen
+	flags   map[string]string // setting name → value given as a flag
+	file    string            // --config
+	turbo   bool
+	config  config.Config
+	log     *slog.Logger
+	closers []func() error
+}
+
+func (a *app) close() {
+	for _, c := range slices.Backward(a.closers) {
+		c() // log files and sessions: everything that matters was synced or committed before
+	}
+}
+
+// command builds the tree of commands.
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "walden",
+		Short: "Backup and WAL archiving for PostgreSQL",
+		Long: "walden archives PostgreSQL: base backups of running clusters and their WAL, in the storage format of WAL-G.\n" +
+			"Settings come from flags, the environment and a configuration file; `walden settings` shows all of them.",
+		Version:       a.process.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		CompletionOptions: cobra.CompletionOptions{
+			HiddenDefaultCmd: true,
+		},
+	}
+	root.SetVersionTemplate("walden version {{.Version}}\tPostgreSQL\n")
+	pf := root.PersistentFlags()
+	pf.StringVar(&a.file, "config", "", "configuration `file` (json, yaml, toml, env)")
+	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
+	a.addSettingFlags(root)
+	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.walPush(), a.walFetch(), a.archive(), a.settings())
+	return root
+}
+
+// addSettingFlags makes every setting a flag. There are many, so help does not list them; `walden settings` does.
+func (a *app) addSettingFlags(root *cobra.Command) {
+	a.flags = map[string]string{}
+	pf := root.PersistentFlags()
+	for _, d := range config.Definitions() {
+		for _, name := range d.Flags() {
+			if pf.Lookup(name) != nil {
+				continue
+			}
+			pf.Var(settingFlag{a.flags, d.Name}, name, d.Help)
+			pf.Lookup(name).Hidden = true
+		}
+	}
+	pf.Lookup("log-format").Hidden = false
+	pf.Lookup("log-format").Usage = "`format` of log lines: text or json"
+}
+
+// settingFlag stores a flag's value under the name of its setting.
+type settingFlag struct {
+	values map[string]string
+	name   string
+}
+
+func (f settingFlag) String() string     { return f.values[f.name] }
+func (f settingFlag) Set(v string) error { f.values[f.name] = v; return nil }
+func (f settingFlag) Type() string       { return "value" }
+
+// load reads the settings and opens the log.
+func (a *app) load(quiet bool) error {
+	home := ""
+	if u, err := user.Current(); err == nil {
+		home = u.HomeDir
+	}
+	var err error
+	a.config, err = config.Load(config.Input{Flags: a.flags, Environ: a.process.Environ, File: a.file, Home: home})
+	if err != nil {
+		return fmt.Errorf("cannot use the settings: %w", err)
+	}
+	if a.turbo {
+		a.config.Limits.DiskRate, a.config.Limits.NetworkRate = 0, 0
+	}
+	if err := a.openLog(); err != nil {
+		return err
+	}
+	level := slog.LevelWarn
+	if quiet { // commands that run for every segment must not repeat themselves in the server's log
+		level = slog.LevelDebug
+	}
+	for _, w := range a.config.Warnings() {
+		a.log.Log(context.Background(), level, w)
+	}
+	return nil
+}
+
+// openLog makes the logger that the settings ask for.
+func (a *app) openLog() error {
+	var out io.Writer = a.screen
+	if dest := a.config.Log.Destination; dest != "stderr" {
+		f, err := os.OpenFile(dest, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+		if err != nil {
+			return fmt.Errorf("cannot open the log: %w", err)
+		}
+		a.closers = append(a.closers, f.Close)
+		out = f
+	}
+	options := &slog.HandlerOptions{Level: map[string]slog.Level{
+		"ERROR": slog.LevelError, "NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug,
+	}[a.config.Log.Level]}
+	if a.config.Log.Format == "json" {
+		a.log = slog.New(slog.NewJSONHandler(out, options))
+	} else {
+		a.log = slog.New(slog.NewTextHandler(out, options))
+	}
+	return nil
+}
+
+// printError prints an error and every hint in it.
+func printError(w io.Writer, err error) {
+	fmt.Fprintf(w, "walden: %v\n", err)
+	for _, hint := range hints(err, nil) {
+		fmt.Fprintf(w, "hint: %s\n", hint)
+	}
+}
+
+// hints collects the advice of an error and all that it wraps, each once.
+func hints(err error, found []string) []string {
+	if err == nil {
+		return found
+	}
+	if h, ok := err.(interface{ Hint() string }); ok { //nolint:errorlint // the whole tree is walked here
+		if hint := h.Hint(); hint != "" && !slices.Contains(found, hint) {
+			found = append(found, hint)
+		}
+	}
+	switch u := err.(type) { //nolint:errorlint // the whole tree is walked here
+	case interface{ Unwrap() error }:
+		return hints(u.Unwrap(), found)
+	case interface{ Unwrap() []error }:
+		for _, e := range u.Unwrap() {
+			found = hints(e, found)
+		}
+	}
+	return found
+}
+
+// usage is an error in what was typed.
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...), strings.TrimSpace(cmd.CommandPath())}
+}
+
+type usageError struct {
+	error
+	command string
+}
+
+func (e *usageError) Unwrap() error { return e.error }
+func (e *usageError) Hint() string  { return "`" + e.command + " --help` shows how it is called" }
+
+// arguments checks the number of arguments.
+func arguments(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > most {
+			return usage(cmd, "cannot run %s: %d arguments given, the command is `%s`", cmd.Name(), len(args), cmd.UseLine())
+		}
+		return nil
+	}
+}

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"runtime"
+	"strings"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/codec"
+	"gitlab.com/walden-pg/walden/internal/config"
+	"gitlab.com/walden-pg/walden/internal/crypt"
+	"gitlab.com/walden-pg/walden/internal/postgres"
+	"gitlab.com/walden-pg/walden/internal/repo"
+	"gitlab.com/walden-pg/walden/internal/storage"
+	"gitlab.com/walden-pg/walden/internal/storage/fs"
+	"gitlab.com/walden-pg/walden/internal/storage/s3"
+)
+
+// hinted is an error with the next thing to try.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+
+// Hint is the advice for the operator.
+func (h *hinted) Hint() string { return h.hint }
+
+// openCatalog opens the archive that the settings name.
+func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, error) {
+	if e := a.config.Encryption; e.Requested {
+		return nil, nil, &hinted{fmt.Errorf("cannot encrypt as %s ask for: this version of walden writes and reads unencrypted archives only",
+			strings.Join(e.By, ", ")), "storing in the clear what should be encrypted is never right, so nothing was done"}
+	}
+	if t := a.config.Storage.Target; t != "" && t != "default" {
+		return nil, nil, fmt.Errorf("cannot use the storage %q: this version of walden knows the storage \"default\" only", t)
+	}
+	options := codec.Options{}
+	if a.config.Compression.Method == "zstd" { // the level's default is always set
+		options.ZstdLevel = a.config.Compression.ZstdLevel
+	}
+	c, err := codec.New(a.config.Compression.Method, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := a.openStorage(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return catalog.New(repo.New(s, c, crypt.None{}, repo.Options{Log: a.log}), a.log), c, nil
+}
+
+// openStorage is the only place that chooses a backend.
+func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
+	var s storage.Store
+	var err error
+	cfg := a.config.Storage
+	switch cfg.Kind {
+	case config.KindFile:
+		s, err = fs.Open(fs.Options{Root: cfg.Path})
+		if err == nil {
+			s = storage.WithPrefix(s, cfg.Folder)
+		}
+	case config.KindS3:
+		s, err = s3.Open(ctx, a.s3Options())
+	case config.KindNone:
+		return nil, &hinted{fmt.Errorf("cannot open the archive: no storage is set"),
+			"set WALG_FILE_PREFIX=/path or WALG_S3_PREFIX=s3://bucket/path in the environment or in a configuration file"}
+	default:
+		return nil, fmt.Errorf("cannot open the archive: %s names a storage that this version of walden does not have (it has files and S3)", cfg.Setting)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s = storage.WithStallLimit(s, a.config.Limits.StallTimeout)
+	if limit := a.config.Limits.NetworkRate; limit > 0 {
+		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
+	}
+	return storage.WithRetry(s, storage.RetryOptions{OnRetry: func(err error, wait time.Duration) {
+		a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
+	}}), nil
+}
+
+func (a *app) s3Options() s3.Options {
+	c, cfg := a.config.S3, a.config.Storage
+	headers := s3.Headers{}
+	for name, value := range c.AdditionalHeaders {
+		headers[name] = value.Reveal()
+	}
+	region := c.Region
+	if region == "" {
+		region = c.DefaultRegion
+	}
+	ca := c.CACertFile
+	if ca == "" {
+		ca = c.CABundle
+	}
+	readRetries := c.RangeMaxRetries
+	if readRetries == 0 {
+		readRetries = -1
+	}
+	maxRetries := c.MaxRetries
+	if maxRetries == 0 {
+		maxRetries = -1
+	}
+	return s3.Options{
+		Bucket: cfg.Bucket, Prefix: path.Join(cfg.Path, cfg.Folder),
+		Region: region, Endpoint: c.Endpoint, PathStyle: c.ForcePathStyle, DualStack: c.DualStack,
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: s3.Secret(c.SecretAccessKey.Reveal()), SessionToken: s3.Secret(c.SessionToken.Reveal()),
+		RoleARN: c.RoleARN, RoleSessionName: c.RoleSessionName, Profile: c.Profile,
+		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: ca,
+		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: s3.Secret(c.SSECustomerKey.Reveal()),
+		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
+		MaxRetries: maxRetries, MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: readRetries,
+		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
+		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: a.log,
+	}
+}
+
+// connect opens the session with the server that is to be backed up.
+func (a *app) connect(ctx context.Context) (*postgres.Server, error) {
+	c := a.config.Postgres
+	s, err := postgres.Connect(ctx, postgres.Options{
+		Host: c.Host, Port: c.Port, User: c.User, Password: c.Password.Reveal(), PassFile: c.PassFile, Database: c.Database,
+		SSLMode: c.SSLMode, SSLCert: c.SSLCert, SSLKey: c.SSLKey, SSLRootCert: c.SSLRootCert, AppName: c.AppName,
+		StopTimeout: c.StopBackupTimeout, AliveInterval: c.AliveCheckInterval, AllowBeta: c.AllowUnknown, Log: a.log,
+	})
+	if err == nil {
+		a.closers = append(a.closers, func() error { s.Close(); return nil })
+	}
+	return s, err
+}
+
+// workers bounds how many parts are worked on at once by the memory that each takes.
+func (a *app) workers(wanted int, memory int64) int {
+	return int(max(1, min(int64(wanted), a.config.Limits.Memory/memory)))
+}
+
+// cores is the number of processors that walden may use.
+func cores() int { return runtime.GOMAXPROCS(0) }
+
+// hostname is recorded in backups.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
+}

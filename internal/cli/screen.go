@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// screen is standard error: log lines and, on a terminal, one line of progress below them.
+type screen struct {
+	mu       sync.Mutex
+	out      io.Writer
+	terminal bool
+	bar      *progressbar.ProgressBar
+}
+
+func newScreen(out io.Writer) *screen {
+	f, ok := out.(*os.File)
+	return &screen{out: out, terminal: ok && term.IsTerminal(int(f.Fd()))}
+}
+
+// Write prints above the line of progress.
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bar != nil {
+		s.bar.Clear()
+	}
+	return s.out.Write(b)
+}
+
+// progressEvery is the interval of progress lines in the log where there is no terminal.
+const progressEvery = 30 * time.Second
+
+// progress shows how a copy advances: as one line on a terminal, else as a log line now and then.
+type progress struct {
+	screen *screen
+	log    *slog.Logger
+	action string
+
+	mu          sync.Mutex
+	total, done int64
+	began, said time.Time
+}
+
+func (a *app) progress(action string) *progress {
+	return &progress{screen: a.screen, log: a.log, action: action}
+}
+
+// Begin starts to show progress towards total bytes, 0 if unknown.
+func (p *progress) Begin(total int64) {
+	p.mu.Lock()
+	p.total, p.began, p.said = total, time.Now(), time.Now()
+	p.mu.Unlock()
+	if !p.screen.terminal || p.log == nil {
+		return
+	}
+	if total == 0 {
+		total = -1
+	}
+	p.screen.mu.Lock()
+	defer p.screen.mu.Unlock()
+	p.screen.bar = progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(p.screen.out), progressbar.OptionSetDescription(p.action), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionFullWidth(),
+		progressbar.OptionUseIECUnits(true), progressbar.OptionClearOnFinish())
+}
+
+// Add counts n more bytes, or takes some back.
+func (p *progress) Add(n int64) {
+	p.mu.Lock()
+	p.done += n
+	line := ""
+	if now := time.Now(); now.Sub(p.said) >= progressEvery {
+		p.said = now
+		line = p.line(now)
+	}
+	p.mu.Unlock()
+	if p.screen.terminal {
+		p.screen.mu.Lock()
+		if p.screen.bar != nil {
+			p.screen.bar.Add64(n)
+		}
+		p.screen.mu.Unlock()
+	} else if line != "" {
+		p.log.Info(line, "action", p.action, "state", "progress")
+	}
+}
+
+func (p *progress) line(now time.Time) string {
+	rate := float64(p.done) / now.Sub(p.began).Seconds()
+	text := fmt.Sprintf("%d MiB at %.0f MiB/s", p.done>>20, rate/(1<<20))
+	if p.total > 0 && rate > 0 {
+		left := time.Duration(float64(max(0, p.total-p.done)) / rate * float64(time.Second))
+		text += fmt.Sprintf(", %d %% of %d MiB, %s remaining", 100*p.done/p.total, p.total>>20, left.Round(time.Second))
+	}
+	return text
+}
+
+// End takes the line away.
+func (p *progress) End() {
+	p.screen.mu.Lock()
+	defer p.screen.mu.Unlock()
+	if p.screen.bar != nil {
+		p.screen.bar.Finish()
+		p.screen.bar = nil
+	}
+}

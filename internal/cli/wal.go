@@ -1,0 +1,91 @@
+package cli
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
+
+	"gitlab.com/walden-pg/walden/internal/archive"
+	"gitlab.com/walden-pg/walden/internal/storage"
+)
+
+func (a *app) walPush() *cobra.Command {
+	var target string
+	cmd := &cobra.Command{
+		Use:   "wal-push PATH",
+		Short: "Archive one WAL file (archive_command)",
+		Long: "Archives one file under its own name:\n\n    archive_command = 'walden wal-push %p'\n\n" +
+			"It succeeds when the storage has confirmed the file, or holds it already with the same content. It never overwrites.",
+		Args: arguments(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.load(true); err != nil {
+				return err
+			}
+			a.setTarget(target)
+			c, _, err := a.openCatalog(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return archive.Push(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
+				archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout})
+		},
+	}
+	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")
+	return cmd
+}
+
+func (a *app) walFetch() *cobra.Command {
+	var target string
+	cmd := &cobra.Command{
+		Use:   "wal-fetch NAME DESTINATION",
+		Short: "Fetch one WAL file from the archive (restore_command)",
+		Long: "Fetches one file, complete and checked, or not at all:\n\n    restore_command = 'walden wal-fetch \"%f\" \"%p\"'\n\n" +
+			"Exit codes: 0 fetched; 74 the archive does not hold the file; 200 it could not be found out while PostgreSQL is in\n" +
+			"archive recovery, which makes the server stop instead of coming up on old data; 1 any other error.",
+		Args: func(cmd *cobra.Command, args []string) error {
+			return notAbsent(arguments(2, 2)(cmd, args), ".")
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := a.runWALFetch(cmd, args[0], args[1], target)
+			if errors.Is(err, archive.ErrAbsent) {
+				a.log.Info("not in the archive", "action", "wal-fetch", "seg", args[0], "state", "absent")
+				return &exit{errSilent, exitAbsent}
+			}
+			return notAbsent(err, args[1])
+		},
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return notAbsent(err, ".") })
+	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")
+	return cmd
+}
+
+// notAbsent keeps PostgreSQL from taking a failure, wrong usage included, for the end of the archive.
+func notAbsent(err error, dest string) error {
+	if err == nil || archive.RecoveryState(dest) != archive.ArchiveRecovery {
+		return err
+	}
+	return &exit{&hinted{err, "PostgreSQL is in archive recovery and stops now (exit code 200) instead of ending recovery early; " +
+		"mend the cause and start it again"}, exitStopRecovery}
+}
+
+func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {
+	if err := a.load(true); err != nil {
+		return err
+	}
+	a.setTarget(target)
+	c, _, err := a.openCatalog(cmd.Context())
+	if err != nil {
+		return err
+	}
+	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
+		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout})
+}
+
+// diskLimiter limits reading and writing the data directory; nil for no limit.
+func (a *app) diskLimiter() *rate.Limiter {
+	if a.config.Limits.DiskRate == 0 {
+		return nil
+	}
+	return storage.NewLimiter(a.config.Limits.DiskRate)
+}

@@ -1,0 +1,330 @@
+package restore
+
+import (
+	"archive/tar"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"os/user"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"gitlab.com/walden-pg/walden/internal/pgdata"
+)
+
+// Modes of what a restore creates before it knows better, and of what no entry describes.
+const (
+	privateDir  = 0o700
+	privateFile = 0o600
+)
+
+// writeSize is how much is written to a file at once, in bytes.
+const writeSize = 512 << 10
+
+// disk is the sink that writes a data directory. Every access goes through an os.Root, so no name and no link from an
+// archive leads outside.
+type disk struct {
+	ctx     context.Context // of the restore: the sink lives no longer
+	log     *slog.Logger
+	limit   *rate.Limiter
+	root    *os.Root
+	mounts  map[string]*os.Root // directories that live elsewhere: "pg_tblspc/16384", "pg_wal"
+	chown   bool                // running as root: entries get their recorded owners
+	add     func(int64)         // told of every byte written
+	buffers sync.Pool
+
+	mu     sync.Mutex
+	dirs   map[string]dirInfo // every directory created or named
+	links  map[string]link
+	files  int
+	bytes  int64
+	owners map[string]int // user and group names already looked up; -1 where the host does not know one
+}
+
+type dirInfo struct {
+	mode   fs.FileMode
+	header *tar.Header // nil if no entry describes it
+}
+
+type link struct {
+	target string
+	header *tar.Header
+}
+
+// place finds the root that a name belongs to and the path below it.
+func (d *disk) place(name string) (*os.Root, string) {
+	for prefix, root := range d.mounts {
+		if rest, ok := strings.CutPrefix(name, prefix); ok && (rest == "" || rest[0] == '/') {
+			return root, cmp.Or(strings.TrimPrefix(rest, "/"), ".")
+		}
+	}
+	return d.root, cmp.Or(name, ".")
+}
+
+// Dir creates a directory; its mode is set when everything in it has been written.
+func (d *disk) Dir(name string, h *tar.Header) error {
+	if err := d.mkdir(name); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dirs[name] = dirInfo{fs.FileMode(h.Mode).Perm(), h}
+	return nil
+}
+
+// mkdir creates a directory and those above it.
+func (d *disk) mkdir(name string) error {
+	d.mu.Lock()
+	_, known := d.dirs[name]
+	d.mu.Unlock()
+	if known {
+		return nil
+	}
+	if name != "" {
+		if err := d.mkdir(parent(name)); err != nil {
+			return err
+		}
+	}
+	root, rel := d.place(name)
+	if rel != "." {
+		if err := root.Mkdir(rel, privateDir); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("cannot create directory: %w", err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, known := d.dirs[name]; !known {
+		d.dirs[name] = dirInfo{mode: privateDir}
+	}
+	return nil
+}
+
+func parent(name string) string {
+	if dir := path.Dir(name); dir != "." {
+		return dir
+	}
+	return ""
+}
+
+// File writes one file and syncs it.
+func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
+	if err := d.mkdir(parent(name)); err != nil {
+		return &SinkError{err}
+	}
+	root, rel := d.place(name)
+	f, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, privateFile)
+	if err != nil {
+		return &SinkError{fmt.Errorf("cannot create it: %w", err)}
+	}
+	if err := d.fill(f, h, content); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Close(); err != nil {
+		return &SinkError{err}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.files++
+	d.bytes += h.Size
+	return nil
+}
+
+// fill writes the content; failures of the file are the sink's, those of the content are not.
+func (d *disk) fill(f *os.File, h *tar.Header, content io.Reader) error {
+	buf := d.buffers.Get().(*[]byte)
+	defer d.buffers.Put(buf)
+	for {
+		n, err := fillBuffer(content, *buf)
+		if n > 0 {
+			if err := d.write(f, (*buf)[:n]); err != nil {
+				return &SinkError{err}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if mode := fs.FileMode(h.Mode).Perm(); mode != privateFile {
+		if err := f.Chmod(mode); err != nil {
+			return &SinkError{err}
+		}
+	}
+	if d.chown {
+		uid, gid := d.owner(h)
+		if err := f.Chown(uid, gid); err != nil {
+			return &SinkError{err}
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return &SinkError{fmt.Errorf("cannot sync it: %w", err)}
+	}
+	return nil
+}
+
+// fillBuffer reads until the buffer is full or the content ends, and keeps apart an end (io.EOF) and a failure.
+func fillBuffer(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
+}
+
+func (d *disk) write(f *os.File, b []byte) error {
+	if err := pgdata.Throttle(d.ctx, d.limit, len(b)); err != nil {
+		return err
+	}
+	if _, err := f.Write(b); err != nil {
+		return fmt.Errorf("cannot write it: %w", err)
+	}
+	d.add(int64(len(b)))
+	return nil
+}
+
+// Link remembers a symbolic link: links are made when nothing is written through them any more.
+func (d *disk) Link(name, target string, h *tar.Header) error {
+	if target == path.Base(name) {
+		d.log.Warn("a symbolic link of the backup has lost its target and is left out", "link", name)
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.links[name] = link{target, h}
+	return nil
+}
+
+// finish makes the links, sets the modes of directories, and syncs them all.
+func (d *disk) finish(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(d.links)) {
+		if err := d.makeLink(name, d.links[name]); err != nil {
+			return err
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(d.dirs), func(a, b string) int { return strings.Compare(b, a) }) // children first
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, name := range names {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error { return d.finishDir(name, d.dirs[name]) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+func (d *disk) makeLink(name string, l link) error {
+	if err := d.mkdir(parent(name)); err != nil {
+		return err
+	}
+	if _, ours := d.mounts[name]; ours {
+		return d.symlink(d.root, name, l)
+	}
+	if filepath.IsAbs(l.target) || !filepath.IsLocal(path.Join(parent(name), l.target)) {
+		d.log.Warn("a symbolic link leads outside the data directory, as it did when the backup was taken", "link", name, "target", l.target)
+	}
+	root, rel := d.place(name)
+	return d.symlink(root, rel, l)
+}
+
+func (d *disk) symlink(root *os.Root, name string, l link) error {
+	err := root.Symlink(l.target, name)
+	if err == nil && d.chown {
+		uid, gid := d.owner(l.header)
+		err = root.Lchown(name, uid, gid)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make the symbolic link %q: %w", name, err)
+	}
+	return nil
+}
+
+func (d *disk) finishDir(name string, info dirInfo) error {
+	root, rel := d.place(name)
+	f, err := root.Open(rel)
+	if err != nil {
+		return fmt.Errorf("cannot open directory %q: %w", name, err)
+	}
+	defer f.Close()
+	if err := f.Chmod(info.mode); err != nil {
+		return fmt.Errorf("cannot set the mode of directory %q: %w", name, err)
+	}
+	if d.chown {
+		uid, gid := d.owner(info.header)
+		if err := f.Chown(uid, gid); err != nil {
+			return fmt.Errorf("cannot set the owner of directory %q: %w", name, err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("cannot sync directory %q: %w", name, err)
+	}
+	return nil
+}
+
+// owner resolves the owner of an entry: by name where this host knows the name, as numbers differ between hosts. What has
+// no recorded owner, or root's (PostgreSQL never runs as root), gets that of the data directory.
+func (d *disk) owner(h *tar.Header) (uid, gid int) {
+	if h == nil || h.Uid == 0 && h.Uname == "" {
+		d.mu.Lock()
+		h = d.dirs[""].header
+		d.mu.Unlock()
+	}
+	if h == nil {
+		return -1, -1 // leave as it is
+	}
+	uid, gid = h.Uid, h.Gid
+	if id := d.lookup("user "+h.Uname, func() (string, error) {
+		u, err := user.Lookup(h.Uname)
+		if err != nil {
+			return "", err
+		}
+		return u.Uid, nil
+	}); h.Uname != "" && id >= 0 {
+		uid = id
+	}
+	if id := d.lookup("group "+h.Gname, func() (string, error) {
+		g, err := user.LookupGroup(h.Gname)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	}); h.Gname != "" && id >= 0 {
+		gid = id
+	}
+	return uid, gid
+}
+
+func (d *disk) lookup(key string, find func() (string, error)) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id, ok := d.owners[key]
+	if !ok {
+		id = -1
+		if s, err := find(); err == nil {
+			if n, err := strconv.Atoi(s); err == nil {
+				id = n
+			}
+		}
+		d.owners[key] = id
+	}
+	return id
+}
