@@ -1,0 +1,84 @@
+# walden's Makefile: everything a developer, a packager and CI run, by the same names.
+# It needs git, GNU make and Go; what the tests need beyond that, `make test` installs by itself.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+GO           ?= go
+GO_MINIMUM   := $(shell sed -n 's/^go \([0-9]*\.[0-9]*\).*/\1/p' go.mod)
+WALDEN_TOOLS ?= /var/tmp/walden-tools
+TEST_TIMEOUT ?= 10m
+PACKAGES     ?= ./...
+# Of a checkout: the tag, else the commit. A release tarball holds no .git and brings VERSION=… on the command line.
+VERSION      ?= $(or $(shell [ -e .git ] && git describe --tags --always --dirty 2>/dev/null),unknown)
+LDFLAGS      ?= -s -w -X main.version=$(VERSION)
+
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := $(WALDEN_TOOLS)/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+# The reference pages are written by the tests that otherwise compare them, so that there is one generator only.
+DOCS_UPDATE  ?= $(GO) test ./internal/config ./internal/cli -run '^TestDocs' -count=1 -update
+
+export WALDEN_TOOLS
+
+.PHONY: help
+help: ## print the targets (the default)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+.PHONY: build
+build: go-version ## build bin/walden, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/walden ./cmd/walden
+
+.PHONY: demo
+demo: build ## lose a PostgreSQL server on purpose and bring every row back (about half a minute)
+	scripts/demo
+
+.PHONY: test
+test: go-version check ## every test, with the race detector and real servers; fails when one was skipped
+	scripts/install-test-tools
+	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
+	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
+
+.PHONY: test-short
+test-short: go-version check ## the tests that need no server and no C compiler
+	$(GO) test -short -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport
+
+.PHONY: check
+check: go-version ## gofmt, go vet and the syntax of the scripts
+	@bad=$$("$$($(GO) env GOROOT)/bin/gofmt" -l cmd internal $(wildcard pkg) scripts); [ -z "$$bad" ] || { echo "not formatted, run gofmt -w on:" $$bad >&2; exit 1; }
+	$(GO) vet ./...
+	@for f in .ci/run scripts/*; do if [ -f "$$f" ]; then bash -n "$$f"; fi; done
+
+.PHONY: lint
+lint: check $(GOLANGCI_LINT) ## check, and golangci-lint with the short list of .golangci.yml
+	$(GOLANGCI_LINT) run ./...
+
+$(GOLANGCI_LINT):
+	@mkdir -p $(@D)
+	dir=$$(mktemp -d) && GOBIN=$$dir $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) \
+		&& mv $$dir/golangci-lint $@ && rmdir $$dir
+
+.PHONY: docs
+docs: go-version ## write docs/configuration.md and docs/commands/ anew
+	$(DOCS_UPDATE)
+
+.PHONY: bench
+bench: build ## compare with pgBackRest, pg_basebackup and tar on this machine (see docs/benchmarks.md)
+	scripts/bench
+
+.PHONY: bench-figures
+bench-figures: ## print the table of the newest `make bench` again from its raw figures
+	@scripts/bench --table "$$(ls -t bench-results/*.tsv 2>/dev/null | head -n 1)"
+
+.PHONY: clean
+clean: ## remove what the other targets made in this folder
+	rm -rf bin bench-results
+
+.PHONY: go-version
+go-version:
+	@have=$$($(GO) env GOVERSION 2>/dev/null | sed 's/^go//') || have=; \
+	if [ "$$(printf '%s\n' $(GO_MINIMUM) "$${have:-0}" | sort -V | head -n 1)" != "$(GO_MINIMUM)" ]; then \
+		echo "walden needs Go $(GO_MINIMUM) or newer, found: $${have:-none}. Install it from https://go.dev/dl/ and put it first in PATH." >&2; \
+		exit 1; \
+	fi
