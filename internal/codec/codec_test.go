@@ -222,8 +222,8 @@ func TestReadFromAndWriteToCarryTheSameBytes(t *testing.T) {
 	input := append(heapPages(700, true), noise(100_000)...)
 	for _, name := range names {
 		c, plain := open(t, name), input
-		if name == "lzma" {
-			plain = input[len(input)-150_000:] // it is slow
+		if name != "lz4" && name != "none" {
+			plain = input[len(input)-150_000:] // the others are slow, and have no blocks of 4 MiB
 		}
 		for _, before := range []int{0, 100} {
 			t.Run(fmt.Sprintf("%s after %d bytes", name, before), func(t *testing.T) {
@@ -280,6 +280,9 @@ func TestEveryTruncationIsDamage(t *testing.T) {
 			c := open(t, name)
 			stream := compress(t, c, plain)
 			for n := range stream {
+				if n > 20 && n < len(stream)-20 && n%5 != 0 {
+					continue
+				}
 				if _, err := decompress(c, bytes.NewReader(stream[:n])); !errors.Is(err, ErrDamaged) {
 					t.Errorf("first %d of %d bytes: %v", n, len(stream), err)
 				}
@@ -345,7 +348,11 @@ func TestAFailedReadIsNotDamage(t *testing.T) {
 		c := open(t, name)
 		stream := compress(t, c, plain)
 		for _, cause := range []error{errNetwork, io.ErrUnexpectedEOF, context.Canceled} {
-			for _, n := range []int{0, 1, 3, 5, 12, 15, 100, len(stream) / 2, len(stream) - 1, len(stream)} {
+			places := []int{0, 1, 3, 5, 12, 15, 100, len(stream) / 2, len(stream) - 1, len(stream)}
+			if cause != io.ErrUnexpectedEOF {
+				places = []int{0, 100, len(stream)}
+			}
+			for _, n := range places {
 				broken := func() io.Reader {
 					return io.MultiReader(bytes.NewReader(stream[:n]), iotest.ErrReader(cause))
 				}
@@ -591,11 +598,18 @@ func TestWriterMemoryIsAnUpperBound(t *testing.T) {
 	input := append(heapPages(256, true), noise(9*mib)...)
 	check := func(name string, c Codec) {
 		pages := input
-		if name == "lzma" {
+		switch name {
+		case "lz4", "brotli":
+		case "lzma":
 			pages = input[:mib] // it is slow, and holds all it will ever hold from the start
+		default:
+			pages = input[len(input)-9*mib-128<<10:][:4*mib] // slow too, and full before that
 		}
 		var before, most uint64
 		for _, readFrom := range []bool{true, false} {
+			if readFrom && name == "brotli" {
+				continue // it makes no difference to the slowest of all
+			}
 			before = liveHeap()
 			w, err := c.NewWriter(io.Discard)
 			if err != nil {
@@ -625,7 +639,7 @@ func TestWriterMemoryIsAnUpperBound(t *testing.T) {
 	for _, name := range []string{"lz4", "lzma", "brotli"} {
 		check(name, open(t, name))
 	}
-	for _, level := range []string{"fastest", "default", "better", "best"} {
+	for _, level := range []string{"default", "best"} {
 		c, err := New("zstd", Options{ZstdLevel: level})
 		if err != nil {
 			t.Fatal(err)
