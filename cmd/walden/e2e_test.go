@@ -26,7 +26,20 @@ func TestMain(m *testing.M) {
 	if os.Getenv(runAsWalden) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	os.Exit(run(m))
+}
+
+// binDir is where programs puts the binaries; it goes when all tests are done.
+var binDir string
+
+func run(m *testing.M) int {
+	var err error
+	if binDir, err = os.MkdirTemp("", "walden-bin"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(binDir)
+	return m.Run()
 }
 
 // commandLimit bounds one run of walden in a test.
@@ -48,10 +61,7 @@ type binaries struct {
 }
 
 var programs = sync.OnceValues(func() (binaries, error) {
-	dir, err := os.MkdirTemp("", "walden-bin")
-	if err != nil {
-		return binaries{}, err
-	}
+	dir := binDir
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return binaries{}, err
 	}

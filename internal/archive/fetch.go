@@ -128,7 +128,7 @@ func absent(ctx context.Context, d Deps, name string) error {
 
 func mayPass(err error, attempt int) bool {
 	switch {
-	case errors.Is(err, errLocal), errors.Is(err, errWrongCluster), catalog.IsPermanent(err):
+	case errors.Is(err, errLocal), errors.Is(err, errWrongCluster), errors.Is(err, fs.ErrPermission), catalog.IsPermanent(err):
 		return false
 	case errors.Is(err, errContent), errors.Is(err, catalog.ErrDamaged):
 		return attempt < damageAttempts

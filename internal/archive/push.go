@@ -200,15 +200,12 @@ func compareArchived(ctx context.Context, d Deps, f *file, name string) error {
 // origins names where two segments of one name come from, as far as their headers tell.
 func origins(archived []byte, f *file) string {
 	ours := make([]byte, wal.HeaderSize)
-	if _, err := f.ReadAt(ours, 0); err != nil {
-		return "it differs in size"
+	n, _ := f.ReadAt(ours, 0) // shorter than a header is no header either
+	a, errA := wal.ParseHeader(archived)
+	b, errB := wal.ParseHeader(ours[:n])
+	if errA != nil || errB != nil {
+		return "not both are WAL segments"
 	}
-	describe := func(b []byte) string {
-		h, err := wal.ParseHeader(b)
-		if err != nil {
-			return "no WAL header"
-		}
-		return fmt.Sprintf("system identifier %d, timeline %d", h.SystemIdentifier, h.Timeline)
-	}
-	return fmt.Sprintf("archived: %s; this file: %s", describe(archived), describe(ours))
+	return fmt.Sprintf("archived: system identifier %d, timeline %d; this file: system identifier %d, timeline %d",
+		a.SystemIdentifier, a.Timeline, b.SystemIdentifier, b.Timeline)
 }

@@ -236,6 +236,7 @@ func (j *job) copyControl(ctx context.Context, draft *catalog.Draft) (catalog.Pa
 	if err != nil {
 		return catalog.Part{}, fmt.Errorf("cannot read the control file: %w", err)
 	}
+	j.contents.UtilitySize += int64(len(raw))
 	return draft.PutControl(ctx, func(out io.Writer) error {
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: "/" + pgdata.ControlName, Size: int64(len(raw)),
 			Mode: int64(st.Mode().Perm()), ModTime: st.ModTime()}
@@ -252,6 +253,7 @@ func (j *job) copyLabel(ctx context.Context, draft *catalog.Draft, stop postgres
 		return member{&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(content)), Mode: 0o600,
 			ModTime: time.Unix(0, 0)}, content}
 	}
+	j.contents.UtilitySize += int64(len(stop.Label) + len(stop.TablespaceMap))
 	return draft.PutLabel(ctx, func(out io.Writer) error {
 		return writeTar(out, text("backup_label", stop.Label), text("tablespace_map", stop.TablespaceMap))
 	})

@@ -76,6 +76,8 @@ type Contents struct {
 	WALLink string
 	// Control and Label are the two tars that are restored last.
 	Control, Label Part
+	// UtilitySize is the sum of the sizes of what Control and Label hold: global/pg_control, backup_label, tablespace_map.
+	UtilitySize int64
 	// DataSize is the sum of the sizes of all that was walked.
 	DataSize int64
 }
@@ -211,6 +213,9 @@ func writeFiles(ctx context.Context, w io.Writer, c *Contents, relations Relatio
 	}
 	out.WriteString(`},"TarFileSets":{`)
 	for i, p := range c.Parts {
+		if sets[i] == nil { // all its files vanished: the format wants a list, not null
+			sets[i] = []string{}
+		}
 		if err := member(i, p.Name, sets[i]); err != nil {
 			return err
 		}

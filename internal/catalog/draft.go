@@ -267,6 +267,8 @@ func (d *Draft) documents(stop Stop, contents *Contents) (sentinel, manifestHead
 			s.Walden.CorruptBlocks += f.Corrupt.Count
 		}
 	}
+	inParts := s.UncompressedSize
+	s.UncompressedSize += contents.UtilitySize
 	if len(st.Tablespaces) > 0 {
 		s.Spec = &TablespaceSpec{BasePrefix: st.DataDir, Tablespaces: st.Tablespaces}
 	}
@@ -277,7 +279,7 @@ func (d *Draft) documents(stop Stop, contents *Contents) (sentinel, manifestHead
 		SegmentSize: st.SegmentSize, PageSize: st.PageSize, DataChecksums: st.DataChecksums, Standby: st.Standby,
 		Compression: st.Compression, Encryption: st.Encryption,
 		WAL:     manifestWAL{State: stop.WAL, First: stop.First.Name(st.SegmentSize), Last: stop.Last.Name(st.SegmentSize)},
-		WALLink: contents.WALLink, DataSize: s.UncompressedSize,
+		WALLink: contents.WALLink, DataSize: inParts,
 	}
 }
 

@@ -14,11 +14,11 @@ import (
 
 func (a *app) archive() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "archive",
+		Use:   "archive COMMAND",
 		Short: "The archive and the cluster that it belongs to",
-		Args:  arguments(0, 0),
+		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usage(cmd, "cannot run archive: say what to do")
+			return usage(cmd, "cannot run archive: it needs one of the commands identity and accept")
 		},
 	}
 	cmd.AddCommand(a.archiveIdentity(), a.archiveAccept())

@@ -148,5 +148,6 @@ func (a *app) nextSteps(r restore.Report) {
 	}
 	fmt.Fprintf(&s, "  3. start it:  pg_ctl -D %s start\n", r.Dir)
 	s.WriteString("The server needs the same storage settings as this command, in its environment or by --config.\n")
+	s.WriteString("If this is a copy for a test, set archive_mode = off first: once promoted it would archive its new timeline beside the original's.\n")
 	fmt.Fprint(a.screen, s.String())
 }

@@ -40,6 +40,7 @@ func (a *app) backupPush() *cobra.Command {
 			options := backup.Options{
 				DataDir:   a.config.Postgres.DataDir,
 				Permanent: o.permanent, StoreAllCorrupt: o.allCorrupt || a.config.Backup.StoreAllCorrupt, Verify: a.config.Backup.VerifyPages,
+				NoRelations: a.config.Backup.NoRelations,
 			}
 			if len(args) == 1 {
 				options.DataDir = args[0]
@@ -96,14 +97,12 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	if err != nil {
 		return err
 	}
-	info := server.Info()
-	if verifyAsked && !info.DataChecksums {
+	if verifyAsked && !server.Info().DataChecksums {
 		a.log.Warn("page checksums cannot be verified: the cluster has none")
 	}
 	if steps := a.config.Backup.DeltaMaxSteps; steps > 0 {
 		a.log.Warn("taking a full backup: this version of walden takes no deltas", "WALG_DELTA_MAX_STEPS", steps)
 	}
-	o.Verify = o.Verify && info.DataChecksums
 	o.Workers = a.workers(a.config.Backup.DiskConcurrency, codec.WriterMemory(method)+copyMemory)
 	if a.config.Storage.Kind == config.KindS3 { // the parts of uploads draw on the same budget
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)

@@ -76,13 +76,21 @@ func (a *app) command() *cobra.Command {
 		Short: "Backup and WAL archiving for PostgreSQL",
 		Long: "walden archives PostgreSQL: base backups of running clusters and their WAL, in the storage format of WAL-G.\n" +
 			"Settings come from flags, the environment and a configuration file; `walden settings` shows all of them.",
-		Version:       a.process.Version,
+		Version: a.process.Version,
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return usage(cmd, "cannot run %q: there is no such command", args[0])
+		},
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		CompletionOptions: cobra.CompletionOptions{
 			HiddenDefaultCmd: true,
 		},
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "cannot run %s: %w", cmd.Name(), err) })
 	root.SetVersionTemplate("walden version {{.Version}}\tPostgreSQL\n")
 	pf := root.PersistentFlags()
 	pf.StringVar(&a.file, "config", "", "configuration `file` (json, yaml, toml, env)")

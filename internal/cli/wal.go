@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/time/rate"
@@ -47,6 +48,9 @@ func (a *app) walFetch() *cobra.Command {
 			return notAbsent(arguments(2, 2)(cmd, args), ".")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// Go ends a program that panics or runs out of memory with exit code 2, which PostgreSQL takes for absence. This way it
+			// ends by a signal.
+			debug.SetTraceback("crash")
 			err := a.runWALFetch(cmd, args[0], args[1], target)
 			if errors.Is(err, archive.ErrAbsent) {
 				a.log.Info("not in the archive", "action", "wal-fetch", "seg", args[0], "state", "absent")

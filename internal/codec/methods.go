@@ -59,7 +59,7 @@ var zstdLevels = map[string]zstdLevel{
 	"best":    {zstd.SpeedBestCompression, 56 * mib},
 }
 
-// newZstd writes Zstandard frames with a content checksum and without content size.
+// newZstd writes Zstandard frames with a content checksum; only a stream that fits one block tells its content size.
 func newZstd(l zstdLevel) *method {
 	return &method{
 		name: "zstd", extension: ".zst",

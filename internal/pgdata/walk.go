@@ -30,7 +30,7 @@ type Entry struct {
 	Name    string
 	Path    string // where to open it
 	Kind    Kind
-	Size    int64       // bytes; 0 unless Kind is File
+	Size    int64       // st_size in bytes: of a directory what its file system makes it
 	Mode    fs.FileMode // permission bits
 	ModTime time.Time
 	UID     int
@@ -373,10 +373,7 @@ func (w *walker) openTablespace(name, version string) (info fs.FileInfo, locatio
 }
 
 func (w *walker) emit(name string, kind Kind, info fs.FileInfo, link string) error {
-	e := Entry{Name: name, Path: w.path(name), Kind: kind, Mode: info.Mode().Perm(), ModTime: info.ModTime(), Link: link}
-	if kind == File {
-		e.Size = info.Size()
-	}
+	e := Entry{Name: name, Path: w.path(name), Kind: kind, Size: info.Size(), Mode: info.Mode().Perm(), ModTime: info.ModTime(), Link: link}
 	st := info.Sys().(*syscall.Stat_t)
 	e.UID, e.GID = int(st.Uid), int(st.Gid)
 	return w.visit(e)

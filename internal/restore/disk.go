@@ -20,6 +20,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"gitlab.com/walden-pg/walden/internal/pgdata"
@@ -31,8 +32,14 @@ const (
 	privateFile = 0o600
 )
 
-// writeSize is how much is written to a file at once, in bytes.
-const writeSize = 512 << 10
+const (
+	// writeSize is how much is written to a file at once, in bytes.
+	writeSize = 512 << 10
+	// flushEvery is how much of a file is written before the disk is told to begin with it, in bytes.
+	flushEvery = 8 << 20
+	// syncsAtOnce bounds the files that are being synced, and with them the open files.
+	syncsAtOnce = 32
+)
 
 // disk is the sink that writes a data directory. Every access goes through an os.Root, so no name and no link from an
 // archive leads outside.
@@ -45,6 +52,8 @@ type disk struct {
 	chown   bool                // running as root: entries get their recorded owners
 	add     func(int64)         // told of every byte written
 	buffers sync.Pool
+	syncs   *errgroup.Group // files being synced
+	syncing context.Context // ends with the first that fails
 
 	mu     sync.Mutex
 	dirs   map[string]dirInfo // every directory created or named
@@ -119,8 +128,12 @@ func parent(name string) string {
 	return ""
 }
 
-// File writes one file and syncs it.
+// File writes one file and begins to sync it: the disk works while the next file is unpacked. [disk.synced] waits for it.
 func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
+	if name == markFile { // left in the cluster that was backed up; the one here is this restore's
+		_, err := io.Copy(io.Discard, content)
+		return err
+	}
 	if err := d.mkdir(parent(name)); err != nil {
 		return &SinkError{err}
 	}
@@ -132,9 +145,15 @@ func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
 	if err := d.fill(f, h, content); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	if err := f.Close(); err != nil {
-		return &SinkError{err}
+	if d.syncing.Err() != nil { // an earlier file could not be synced
+		return &SinkError{errors.Join(context.Cause(d.syncing), f.Close())}
 	}
+	d.syncs.Go(func() error {
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("cannot sync %q: %w", name, err)
+		}
+		return nil
+	})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.files++
@@ -142,16 +161,37 @@ func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
 	return nil
 }
 
+// beginSyncs makes ready for files to be synced.
+func (d *disk) beginSyncs() {
+	d.syncs, d.syncing = errgroup.WithContext(d.ctx)
+	d.syncs.SetLimit(syncsAtOnce)
+}
+
+// synced waits until every file that was written is safe on disk. No file may be under way.
+func (d *disk) synced() error {
+	if err := d.syncs.Wait(); err != nil {
+		return err
+	}
+	d.beginSyncs()
+	return nil
+}
+
 // fill writes the content; failures of the file are the sink's, those of the content are not.
 func (d *disk) fill(f *os.File, h *tar.Header, content io.Reader) error {
 	buf := d.buffers.Get().(*[]byte)
 	defer d.buffers.Put(buf)
+	var written, flushed int64
 	for {
 		n, err := fillBuffer(content, *buf)
 		if n > 0 {
 			if err := d.write(f, (*buf)[:n]); err != nil {
 				return &SinkError{err}
 			}
+		}
+		if written += int64(n); written-flushed >= flushEvery {
+			// Only a beginning of writing back, which may fail where the file system has none of it: the sync decides.
+			_ = unix.SyncFileRange(int(f.Fd()), flushed, written-flushed, unix.SYNC_FILE_RANGE_WRITE)
+			flushed = written
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -170,9 +210,6 @@ func (d *disk) fill(f *os.File, h *tar.Header, content io.Reader) error {
 		if err := f.Chown(uid, gid); err != nil {
 			return &SinkError{err}
 		}
-	}
-	if err := f.Sync(); err != nil {
-		return &SinkError{fmt.Errorf("cannot sync it: %w", err)}
 	}
 	return nil
 }
@@ -204,14 +241,20 @@ func (d *disk) Link(name, target string, h *tar.Header) error {
 		d.log.Warn("a symbolic link of the backup has lost its target and is left out", "link", name)
 		return nil
 	}
+	if d.mounts[name] != nil { // where tablespaces and pg_wal go is for this restore to say
+		return nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.links[name] = link{target, h}
 	return nil
 }
 
-// finish makes the links, sets the modes of directories, and syncs them all.
+// finish waits for the files, makes the links, sets the modes of directories, and syncs them all.
 func (d *disk) finish(ctx context.Context) error {
+	if err := d.synced(); err != nil {
+		return err
+	}
 	for _, name := range slices.Sorted(maps.Keys(d.links)) {
 		if err := d.makeLink(name, d.links[name]); err != nil {
 			return err

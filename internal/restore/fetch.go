@@ -117,6 +117,7 @@ func (t *target) open(ctx context.Context, d Deps, b catalog.Backup, o Options) 
 		mounts: map[string]*os.Root{}, dirs: map[string]dirInfo{}, links: map[string]link{}, owners: map[string]int{},
 		buffers: sync.Pool{New: func() any { b := make([]byte, writeSize); return &b }},
 	}
+	s.beginSyncs()
 	fail := func(err error) (*disk, error) {
 		s.close()
 		return nil, fmt.Errorf("cannot prepare the target: %w", err)
@@ -245,6 +246,9 @@ func (t *target) complete(ctx context.Context, s *disk, b catalog.Backup, u Util
 	if err := s.File(temporary, u.Control.Header, bytes.NewReader(u.Control.Content)); err != nil {
 		return fileError(pgdata.ControlName, err)
 	}
+	if err := s.synced(); err != nil {
+		return err
+	}
 	if err := s.root.Rename(temporary, pgdata.ControlName); err != nil {
 		return fileError(pgdata.ControlName, err)
 	}
@@ -320,6 +324,7 @@ func mapLines(content []byte) []string {
 }
 
 func (d *disk) close() {
+	_ = d.synced() // after a success nothing is left, after a failure another error is told
 	for _, r := range d.mounts {
 		if r != nil {
 			r.Close()

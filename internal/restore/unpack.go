@@ -129,7 +129,7 @@ func (u *unpacker) readRepeatedly(ctx context.Context, p catalog.Part, number in
 func mayPass(err error, attempt int32) bool {
 	var sink *SinkError
 	switch {
-	case errors.As(err, &sink), errors.Is(err, fs.ErrNotExist), catalog.IsPermanent(err):
+	case errors.As(err, &sink), errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), catalog.IsPermanent(err):
 		return false
 	case errors.Is(err, catalog.ErrDamaged), errors.Is(err, errContent):
 		return attempt == 1
@@ -189,7 +189,10 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 	if err != nil {
 		return &SinkError{err}
 	}
-	if slot := u.utility(name); slot != nil && h.Typeflag == tar.TypeReg {
+	if slot := u.utility(name); slot != nil {
+		if h.Typeflag != tar.TypeReg {
+			return &SinkError{fmt.Errorf("%q is no regular file, which cannot be", name)}
+		}
 		return u.keep(slot, h, content, special)
 	}
 	if special {
@@ -223,8 +226,11 @@ func (u *unpacker) meet(name string, at reading) (before bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	old, ok := u.seen[name]
+	if ok && (old.part != at.part || old.attempt == at.attempt) {
+		return true // the first one keeps the name, so that a second attempt at this part meets it again
+	}
 	u.seen[name] = at
-	return ok && (old.part != at.part || old.attempt == at.attempt)
+	return false
 }
 
 func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at reading) error {
