@@ -161,7 +161,7 @@ func fetchOnce(ctx context.Context, d Deps, o FetchOptions) (int64, error) {
 func copyChecked(d Deps, t *temporary, r io.Reader, o FetchOptions) (int64, error) {
 	in := bufio.NewReaderSize(r, copySize)
 	head, err := in.Peek(wal.HeaderSize)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && err != io.EOF {
 		return 0, err
 	}
 	head = bytes.Clone(head)
@@ -287,7 +287,7 @@ func sameContent(a, b io.Reader) (bool, error) {
 		n, errA := fill(a, x)
 		m, errB := fill(b, y)
 		for _, err := range []error{errA, errB} {
-			if err != nil && !errors.Is(err, io.EOF) {
+			if err != nil && err != io.EOF {
 				return false, err
 			}
 		}

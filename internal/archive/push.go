@@ -182,7 +182,7 @@ func compareArchived(ctx context.Context, d Deps, f *file, name string) error {
 	defer r.Close()
 	theirs := bufio.NewReaderSize(r, copySize)
 	head, err := theirs.Peek(wal.HeaderSize)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && err != io.EOF {
 		return fmt.Errorf("it is archived already, and what is there cannot be read: %w", err)
 	}
 	head = bytes.Clone(head)

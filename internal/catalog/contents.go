@@ -506,7 +506,7 @@ func (r *partReader) Close() error { return r.stored.Close() }
 
 func (r *partReader) Read(b []byte) (int, error) {
 	n, err := r.stored.Read(b)
-	if !errors.Is(err, io.EOF) || r.part.SHA256 == "" {
+	if err != io.EOF || r.part.SHA256 == "" {
 		return n, err
 	}
 	sealed, sealErr := r.stored.Sealed()

@@ -65,7 +65,7 @@ type app struct {
 
 func (a *app) close() {
 	for _, c := range slices.Backward(a.closers) {
-		c() // log files and sessions: everything that matters was synced or committed before
+		_ = c() // log files and sessions: everything that matters was synced or committed before
 	}
 }
 
@@ -189,7 +189,7 @@ func hints(err error, found []string) []string {
 	if err == nil {
 		return found
 	}
-	if h, ok := err.(interface{ Hint() string }); ok { //nolint:errorlint // the whole tree is walked here
+	if h, ok := err.(interface{ Hint() string }); ok {
 		if hint := h.Hint(); hint != "" && !slices.Contains(found, hint) {
 			found = append(found, hint)
 		}

@@ -30,7 +30,7 @@ func (s *screen) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.bar != nil {
-		s.bar.Clear()
+		_ = s.bar.Clear() // a screen that cannot be written to is nobody's loss
 	}
 	return s.out.Write(b)
 }
@@ -85,7 +85,7 @@ func (p *progress) Add(n int64) {
 	if p.screen.terminal {
 		p.screen.mu.Lock()
 		if p.screen.bar != nil {
-			p.screen.bar.Add64(n)
+			_ = p.screen.bar.Add64(n)
 		}
 		p.screen.mu.Unlock()
 	} else if line != "" {
@@ -108,7 +108,7 @@ func (p *progress) End() {
 	p.screen.mu.Lock()
 	defer p.screen.mu.Unlock()
 	if p.screen.bar != nil {
-		p.screen.bar.Finish()
+		_ = p.screen.bar.Finish()
 		p.screen.bar = nil
 	}
 }

@@ -59,7 +59,9 @@ func (a *app) walFetch() *cobra.Command {
 			return notAbsent(err, args[1])
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return notAbsent(err, ".") })
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return notAbsent(usage(cmd, "cannot run %s: %w", cmd.Name(), err), ".")
+	})
 	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")
 	return cmd
 }

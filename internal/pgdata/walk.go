@@ -151,7 +151,7 @@ type fileID struct{ dev, ino uint64 }
 
 func idOf(info fs.FileInfo) fileID {
 	st := info.Sys().(*syscall.Stat_t)
-	return fileID{uint64(st.Dev), st.Ino}
+	return fileID{st.Dev, st.Ino}
 }
 
 // findTablespaces notes where the tablespaces are, so that no directory is visited under two names.

@@ -149,7 +149,7 @@ func (s *Server) Close() {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
 	case <-timer.C:
-		pg.Conn().Close() // makes the query that holds the session fail
+		_ = pg.Conn().Close() // makes the query that holds the session fail
 		return
 	}
 	if s.closed {
@@ -163,11 +163,11 @@ func (s *Server) Close() {
 		select {
 		case <-pg.CleanupDone():
 		case <-timer.C:
-			pg.Conn().Close()
+			_ = pg.Conn().Close()
 		}
 		return
 	}
-	defer session.Conn.Close()
+	defer func() { _ = session.Conn.Close() }()
 	if err := session.Conn.SetDeadline(deadline); err != nil {
 		return
 	}

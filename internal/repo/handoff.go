@@ -2,6 +2,7 @@ package repo
 
 import (
 	"crypto/sha256"
+	"errors"
 	"hash"
 	"io"
 	"sync"
@@ -60,7 +61,7 @@ func (h *handoff) fail(err error) {
 // It is called after finish.
 func (h *handoff) cause() error {
 	<-h.stop
-	if h.err == errFinished {
+	if errors.Is(h.err, errFinished) {
 		return nil
 	}
 	return h.err

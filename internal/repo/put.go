@@ -156,7 +156,7 @@ func (r *Repo) attempt(ctx context.Context, t target, write func(io.Writer) erro
 		if !ended { // write panicked or ended its goroutine
 			h.fail(&producerError{errAbandoned})
 			cancel(errAbandoned)
-			<-stored
+			<-stored //nolint:errcheck // what happened in write is told, not what it led to here
 		}
 	}()
 	release := context.AfterFunc(ctx, func() { h.fail(context.Cause(ctx)) })

@@ -193,7 +193,7 @@ func (d *disk) fill(f *os.File, h *tar.Header, content io.Reader) error {
 			_ = unix.SyncFileRange(int(f.Fd()), flushed, written-flushed, unix.SYNC_FILE_RANGE_WRITE)
 			flushed = written
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			break
 		}
 		if err != nil {

@@ -149,7 +149,7 @@ func (u *unpacker) readPart(ctx context.Context, p catalog.Part, at reading, spe
 	t := tar.NewReader(r)
 	for {
 		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			break
 		}
 		if errors.Is(err, tar.ErrHeader) {
@@ -175,7 +175,7 @@ func onlyZeros(r io.Reader) error {
 				return fmt.Errorf("%w: data after the end of the tar", errContent)
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
