@@ -103,6 +103,9 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 			err = errors.Join(err, abandon(ctx, draft))
 		}
 	}()
+	if err := nameLeftovers(ctx, d, draft.Name()); err != nil {
+		return out, err
+	}
 	d.Log.Info("backup begins", "action", "backup-push", "backup", draft.Name(), "state", "begin",
 		"start_lsn", mode.Start().LSN, "data_dir", dir, "to", d.Catalog)
 
@@ -171,6 +174,20 @@ func begin(s postgres.Start, info postgres.Info, dir string, tablespaces []pgdat
 		Tablespaces: locations, UserData: o.UserData, Permanent: o.Permanent, Walden: o.Version,
 		Compression: o.Compression, Encryption: o.Encryption,
 	}
+}
+
+// nameLeftovers warns of backups that were begun and never completed.
+func nameLeftovers(ctx context.Context, d Deps, ours string) error {
+	for name, err := range d.Catalog.Leftovers(ctx) {
+		if err != nil {
+			return err
+		}
+		if name != ours {
+			d.Log.Warn("the archive holds an unfinished backup; unless another host is taking it just now, it was cut off and can be removed",
+				"backup", name, "archive", d.Catalog)
+		}
+	}
+	return nil
 }
 
 // whileServerAnswers returns a context that ends when the connection that holds the server in backup mode is lost:

@@ -139,9 +139,9 @@ func table(backups []catalog.Backup, detail bool, format string) [][]string {
 	}
 	var rows [][]string
 	for _, b := range backups {
-		row := []string{b.Name, b.Modified.UTC().Format(format), b.WALFile(), storageName}
+		row := []string{b.Name, b.Modified.UTC().Format(format), known(b.WALFile()), storageName}
 		if detail {
-			row = append(row, moment(b.StartTime, format), moment(b.FinishTime, format), b.Hostname, b.DataDir, strconv.Itoa(b.PgVersion),
+			row = append(row, moment(b.StartTime, format), moment(b.FinishTime, format), known(b.Hostname), known(b.DataDir), strconv.Itoa(b.PgVersion),
 				b.StartLSN.String(), b.FinishLSN.String(), strconv.FormatBool(b.Permanent))
 		}
 		if withStatus {
@@ -150,6 +150,14 @@ func table(backups []catalog.Backup, detail bool, format string) [][]string {
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// known fills the cell of what is not recorded, so that columns can be counted.
+func known(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 func moment(t time.Time, format string) string {

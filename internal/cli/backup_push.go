@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -97,12 +98,14 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	if err != nil {
 		return err
 	}
-	if verifyAsked && !server.Info().DataChecksums {
+	info := server.Info()
+	if verifyAsked && !info.DataChecksums {
 		a.log.Warn("page checksums cannot be verified: the cluster has none")
 	}
 	if steps := a.config.Backup.DeltaMaxSteps; steps > 0 {
 		a.log.Warn("taking a full backup: this version of walden takes no deltas", "WALG_DELTA_MAX_STEPS", steps)
 	}
+	o.Verify = o.Verify && info.DataChecksums
 	o.Workers = a.workers(a.config.Backup.DiskConcurrency, codec.WriterMemory(method)+copyMemory)
 	if a.config.Storage.Kind == config.KindS3 { // the parts of uploads draw on the same budget
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
@@ -117,12 +120,13 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	switch {
 	case err != nil:
 		return err
+	case len(out.CorruptFiles) > 0:
+		corrupt := &hinted{
+			fmt.Errorf("backup %s was taken, but %d pages of the cluster are corrupt, in %s", out.Backup.Name, out.Backup.CorruptBlocks, some(out.CorruptFiles)),
+			"keep an older backup that has no corrupt pages, and look at the disks and at pg_amcheck"}
+		return &exit{errors.Join(corrupt, out.Overdue), exitCorruptPages}
 	case out.Overdue != nil:
 		return &exit{fmt.Errorf("backup %s was taken, but %w", out.Backup.Name, out.Overdue), exitWALOverdue}
-	case len(out.CorruptFiles) > 0:
-		return &exit{&hinted{
-			fmt.Errorf("backup %s was taken, but %d pages of the cluster are corrupt, in %s", out.Backup.Name, out.Backup.CorruptBlocks, some(out.CorruptFiles)),
-			"keep an older backup that has no corrupt pages, and look at the disks and at pg_amcheck"}, exitCorruptPages}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path"
 	"runtime"
@@ -108,17 +109,21 @@ func (a *app) s3Options() s3.Options {
 	if maxRetries == 0 {
 		maxRetries = -1
 	}
+	var requests *slog.Logger
+	if c.LogLevel == "DEVEL" {
+		requests = a.log
+	}
 	return s3.Options{
 		Bucket: cfg.Bucket, Prefix: path.Join(cfg.Path, cfg.Folder),
 		Region: region, Endpoint: c.Endpoint, PathStyle: c.ForcePathStyle, DualStack: c.DualStack,
 		AccessKeyID: c.AccessKeyID, SecretAccessKey: s3.Secret(c.SecretAccessKey.Reveal()), SessionToken: s3.Secret(c.SessionToken.Reveal()),
-		RoleARN: c.RoleARN, RoleSessionName: c.RoleSessionName, Profile: c.Profile,
+		RoleARN: c.RoleARN, RoleSessionName: c.RoleSessionName, WebIdentityTokenFile: c.WebIdentityTokenFile, Profile: c.Profile,
 		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: ca,
 		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: s3.Secret(c.SSECustomerKey.Reveal()),
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
 		MaxRetries: maxRetries, MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: readRetries,
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
-		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: a.log,
+		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests,
 	}
 }
 

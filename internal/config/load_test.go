@@ -90,7 +90,7 @@ func TestDefaults(t *testing.T) {
 		Compression: Compression{Method: "lz4", ZstdLevel: "default"},
 		Encryption:  Encryption{LibsodiumKeyTransform: "none"},
 		Backup: Backup{DiskConcurrency: runtime.GOMAXPROCS(0), PartSize: 1<<30 - 1, ArchiveWaitTimeout: 10 * time.Minute,
-			DeltaOrigin: "LATEST"},
+			VerifyPages: true, DeltaOrigin: "LATEST"},
 		WAL: WAL{Timeout: 5 * time.Minute},
 		Limits: Limits{Memory: 128 << 20, StallTimeout: 2 * time.Minute, UploadConcurrency: 16,
 			DownloadConcurrency: 10},

@@ -140,20 +140,20 @@ func (s *retryStore) Stat(ctx context.Context, key string) (o Object, err error)
 	return o, err
 }
 
+// List begins a listing that failed anew and passes over what was yielded before: keys come in ascending order.
 func (s *retryStore) List(ctx context.Context, dir string) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
-		yielded, stopped := false, false
-		var late error // a failure behind the first entry, where a new start would repeat entries
+		last, again, stopped := "", "", false // last: the key yielded last; again: up to where a new listing is passed over
 		err := s.retry(ctx, func() error {
 			for o, err := range s.Store.List(ctx, dir) {
-				if err != nil && yielded {
-					late = err
-					return nil
-				}
 				if err != nil {
+					again = last
 					return err
 				}
-				yielded = true
+				if o.Key <= again && again != "" {
+					continue
+				}
+				last = o.Key
 				if !yield(o, nil) {
 					stopped = true
 					return nil
@@ -161,9 +161,6 @@ func (s *retryStore) List(ctx context.Context, dir string) iter.Seq2[Object, err
 			}
 			return nil
 		})
-		if err == nil {
-			err = late
-		}
 		if err != nil && !stopped {
 			yield(Object{}, err)
 		}

@@ -189,13 +189,20 @@ func TestRetryEndsWithItsContext(t *testing.T) {
 	})
 }
 
-func TestRetryDoesNotRestartAListingOnceSomethingWasYielded(t *testing.T) {
+func TestRetryGoesOnWithAListingBehindWhatWasYielded(t *testing.T) {
 	t.Parallel()
-	f := storagetest.NewFault(filled(t), storagetest.Rule{Kind: storagetest.Half})
-	keys, err := list(t.Context(), storage.WithRetry(f, storage.RetryOptions{}), "dir/")
-	if !slices.Equal(keys, []string{"dir/a"}) || !errors.Is(err, storagetest.ErrInjected) || f.Count(storagetest.OpList) != 1 {
-		t.Errorf("%q, %v after %d calls", keys, err, f.Count(storagetest.OpList))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := storagetest.NewFault(filled(t), storagetest.Rule{Kind: storagetest.Half, Nth: 1})
+		keys, err := list(t.Context(), storage.WithRetry(f, storage.RetryOptions{}), "dir/")
+		if !slices.Equal(keys, []string{"dir/a", "dir/b"}) || err != nil || f.Count(storagetest.OpList) != 2 {
+			t.Errorf("%q, %v after %d calls", keys, err, f.Count(storagetest.OpList))
+		}
+		f = storagetest.NewFault(filled(t), storagetest.Rule{Kind: storagetest.Half})
+		keys, err = list(t.Context(), storage.WithRetry(f, storage.RetryOptions{Attempts: 3}), "dir/")
+		if !slices.Equal(keys, []string{"dir/a"}) || !errors.Is(err, storagetest.ErrInjected) || f.Count(storagetest.OpList) != 3 {
+			t.Errorf("of a listing that always breaks off: %q, %v after %d calls", keys, err, f.Count(storagetest.OpList))
+		}
+	})
 }
 
 func TestPermanentKeepsTextAndCause(t *testing.T) {

@@ -65,6 +65,7 @@ type Store struct {
 	// durable holds the directories that this Store has made certain to be durable, so that their ancestors
 	// need not be synced again with each object.
 	durable sync.Map
+	made    sync.Map // directories that this Store has made; failed uploads remove those that they leave empty
 
 	link func(dir *os.Root, from, to string) error // os.Root.Link; tests stand in for file systems without it
 }
@@ -181,7 +182,7 @@ func (s *Store) get(ctx context.Context, key string) (*body, error) {
 	// Opening a named pipe waits for its other end, unless O_NONBLOCK is given. For files it means nothing.
 	f, err := root.OpenFile(key, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, absence(root, key, err)
 	}
 	info, err := f.Stat()
 	if err == nil {
@@ -194,6 +195,22 @@ func (s *Store) get(ctx context.Context, key string) (*body, error) {
 	// An advice: the kernel then reads further ahead. Nothing is lost where it is not understood.
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
 	return &body{ctx: ctx, f: f, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s)}, nil
+}
+
+// absence tells a missing object from one behind a symbolic link that leads nowhere, on a disk that is not mounted, say.
+func absence(root *os.Root, key string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for i, c := range key + "/" {
+		if c != '/' {
+			continue
+		}
+		if info, lerr := root.Lstat(key[:i]); lerr == nil && info.Mode()&fs.ModeSymlink != 0 {
+			return fmt.Errorf("%q is a symbolic link that leads nowhere", key[:i])
+		}
+	}
+	return err
 }
 
 // regular refuses whatever stands in the place of an object.
@@ -254,7 +271,7 @@ func (s *Store) stat(ctx context.Context, key string) (storage.Object, error) {
 	defer root.Close()
 	info, err := root.Stat(key)
 	if err != nil {
-		return storage.Object{}, err
+		return storage.Object{}, absence(root, key, err)
 	}
 	if err := regular(info); err != nil {
 		return storage.Object{}, err
@@ -423,7 +440,7 @@ func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool
 	}
 	defer func() {
 		if err != nil {
-			s.abandon(root, u)
+			err = errors.Join(err, s.abandon(root, u, path.Clean(dir)))
 		}
 		u.dir.close()
 	}()
@@ -447,8 +464,7 @@ func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool
 // upload is an object that does not have its name yet.
 type upload struct {
 	dir  *directory
-	made []string // directories made for it, outermost first
-	temp string   // its name in dir
+	temp string // its name in dir
 	f    *os.File
 }
 
@@ -460,15 +476,14 @@ func (s *Store) begin(ctx context.Context, root *os.Root, dir, name string) (u *
 	u = &upload{temp: name + time.Now().UTC().Format(".tmp.20060102T150405Z-") + hex.EncodeToString(random[:])}
 	defer func() {
 		if err != nil {
-			s.removeMade(root, u.made)
+			s.removeMade(root, dir)
 		}
 	}()
 	for range 100 {
 		if err := ctx.Err(); err != nil {
 			return u, err
 		}
-		made, err := s.makeDurable(root, dir)
-		u.made = append(u.made, made...)
+		err := s.makeDurable(root, dir)
 		if err == nil {
 			u.dir, err = openDirectory(root, dir)
 		}
@@ -488,46 +503,48 @@ func (s *Store) begin(ctx context.Context, root *os.Root, dir, name string) (u *
 }
 
 // makeDurable creates dir and what is missing above it, and syncs all that hold their names. Directories found in
-// place are synced once as well: who made them may have crashed before, or not have come to it yet. It returns
-// those it made.
-func (s *Store) makeDurable(root *os.Root, dir string) (made []string, err error) {
+// place are synced once as well: who made them may have crashed before, or not have come to it yet.
+func (s *Store) makeDurable(root *os.Root, dir string) error {
 	if _, known := s.durable.Load(dir); known || dir == "." {
-		return nil, nil
+		return nil
 	}
 	parent := path.Dir(dir)
-	made, err = s.makeDurable(root, parent)
-	if err != nil {
-		return made, err
+	if err := s.makeDurable(root, parent); err != nil {
+		return err
 	}
 	switch err := root.Mkdir(dir, dirMode); {
 	case err == nil:
-		made = append(made, dir)
+		s.made.Store(dir, true)
 	case !errors.Is(err, fs.ErrExist):
 		s.durable.Delete(parent)
-		return made, err
+		return err
 	}
 	holder, err := root.Open(parent)
 	if err != nil {
-		return made, err
+		return err
 	}
 	defer holder.Close()
 	if err := holder.Sync(); err != nil {
-		return made, fmt.Errorf("syncing directory %q: %w", parent, cause(err))
+		return fmt.Errorf("syncing directory %q: %w", parent, cause(err))
 	}
 	s.durable.Store(dir, true)
-	return made, nil
+	return nil
 }
 
-// abandon removes what a failed upload has left, as far as it can.
-func (s *Store) abandon(root *os.Root, u *upload) {
+// abandon removes what a failed upload has left in dir. The error names a temporary file that stays.
+func (s *Store) abandon(root *os.Root, u *upload, dir string) error {
 	u.f.Close()
-	u.dir.Remove(u.temp)
-	s.removeMade(root, u.made)
+	if err := u.dir.Remove(u.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the temporary file %s stays behind: %w", path.Join(dir, u.temp), cause(err))
+	}
+	s.removeMade(root, dir)
+	return nil
 }
 
-func (s *Store) removeMade(root *os.Root, made []string) {
-	for _, dir := range slices.Backward(made) {
-		if s.removeEmpty(root, dir) != nil {
+// removeMade removes dir and those above it, as far as they are empty and made by this Store.
+func (s *Store) removeMade(root *os.Root, dir string) {
+	for ; dir != "."; dir = path.Dir(dir) {
+		if _, ours := s.made.Load(dir); !ours || s.removeEmpty(root, dir) != nil {
 			return
 		}
 	}

@@ -495,3 +495,26 @@ func BenchmarkGet(b *testing.B) {
 		}
 	}
 }
+
+func TestAnObjectBehindALinkThatLeadsNowhereIsNotAbsent(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Symlink("unmounted", filepath.Join(dir, "wal")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Options{Root: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"wal", "wal/segment"} {
+		if _, err := s.Get(t.Context(), key); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("get %s: %v", key, err)
+		}
+		if _, err := s.Stat(t.Context(), key); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("stat %s: %v", key, err)
+		}
+	}
+	if _, err := s.Get(t.Context(), "other/segment"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("get what is absent: %v", err)
+	}
+}
