@@ -161,6 +161,9 @@ func TestEntriesCarryWhatATarNeeds(t *testing.T) {
 	} {
 		got := entries[want.Name]
 		got.ModTime = got.ModTime.UTC()
+		if want.Kind == Dir { // whatever its file system makes it
+			want.Size = got.Size
+		}
 		if got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
