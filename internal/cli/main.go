@@ -58,6 +58,9 @@ type app struct {
 	flags   map[string]string // setting name → value given as a flag
 	file    string            // --config
 	turbo   bool
+	// blocksAtOnce is how many blocks of one object are compressed at the same time; 0 is 1.
+	blocksAtOnce int
+
 	config  config.Config
 	log     *slog.Logger
 	closers []func() error

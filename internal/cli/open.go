@@ -41,7 +41,7 @@ func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, e
 	if t := a.config.Storage.Target; t != "" && t != "default" {
 		return nil, nil, fmt.Errorf("cannot use the storage %q: this version of walden knows the storage \"default\" only", t)
 	}
-	options := codec.Options{}
+	options := codec.Options{BlocksAtOnce: a.blocksAtOnce}
 	if a.config.Compression.Method == "zstd" { // the level's default is always set
 		options.ZstdLevel = a.config.Compression.ZstdLevel
 	}

@@ -11,6 +11,9 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
+// maxBlocksAtOnce bounds how many processors wal-push takes to compress a segment, which has four blocks by default.
+const maxBlocksAtOnce = 4
+
 func (a *app) walPush() *cobra.Command {
 	var target string
 	cmd := &cobra.Command{
@@ -24,6 +27,7 @@ func (a *app) walPush() *cobra.Command {
 				return err
 			}
 			a.setTarget(target)
+			a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
 			c, _, err := a.openCatalog(cmd.Context())
 			if err != nil {
 				return err

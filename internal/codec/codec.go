@@ -40,6 +40,10 @@ type Codec interface {
 // Options are the settings of a codec.
 type Options struct {
 	ZstdLevel string // "fastest", "default", "better" or "best"; "" is "default". Only with zstd.
+
+	// BlocksAtOnce is how many blocks of one stream are compressed at the same time; 0 is 1. It shortens the way of a
+	// single object, where many streams are written at once it only costs memory. Methods other than lz4 ignore it.
+	BlocksAtOnce int
 }
 
 // New returns the codec that writes with the named method: "lz4", "zstd", "lzma", "brotli" or "none".
@@ -52,7 +56,7 @@ func New(name string, o Options) (Codec, error) {
 	}
 	switch name {
 	case "lz4":
-		return newLZ4(), nil
+		return newLZ4(max(1, o.BlocksAtOnce)), nil
 	case "zstd":
 		level, ok := zstdLevels[cmp.Or(o.ZstdLevel, "default")]
 		if !ok {

@@ -639,6 +639,11 @@ func TestWriterMemoryIsAnUpperBound(t *testing.T) {
 	for _, name := range []string{"lz4", "lzma", "brotli"} {
 		check(name, open(t, name))
 	}
+	parallel, err := New("lz4", Options{BlocksAtOnce: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("lz4", parallel)
 	for _, level := range []string{"default", "best"} {
 		c, err := New("zstd", Options{ZstdLevel: level})
 		if err != nil {
@@ -734,6 +739,57 @@ func BenchmarkReader(b *testing.B) {
 					}
 				}
 			})
+		}
+	}
+}
+
+func TestBlocksCompressedAtOnceMakeTheSameStreamAndLeaveNothingRunning(t *testing.T) {
+	plain := append(heapPages(600, true), noise(9*mib)...)
+	want := compress(t, open(t, "lz4"), plain)
+	c, err := New("lz4", Options{BlocksAtOnce: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if !bytes.Equal(compress(t, c, plain), want) {
+			t.Fatal("the stream differs")
+		}
+		w, err := c.NewWriter(new(bytes.Buffer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(w, struct{ io.Reader }{bytes.NewReader(plain)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := runtime.NumGoroutine()
+	for _, left := range []int{0, 100, len(want) / 2, len(want) - 1} {
+		w, err := c.NewWriter(&failingWriter{left: left})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Write(plain)
+		if cerr := w.Close(); err == nil {
+			err = cerr
+		}
+		if !errors.Is(err, errDisk) {
+			t.Errorf("destination of %d bytes: %v", left, err)
+		}
+		w, err = c.NewWriter(io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(w, struct{ io.Reader }{io.MultiReader(bytes.NewReader(plain[:left]), iotest.ErrReader(errNetwork))}); !errors.Is(err, errNetwork) {
+			t.Errorf("source failing after %d bytes: %v", left, err)
+		}
+		_ = w.Close() // the writer itself did not fail; whoever wrote drops the object
+	}
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines more than before", runtime.NumGoroutine()-before)
 		}
 	}
 }

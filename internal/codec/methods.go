@@ -18,14 +18,22 @@ const mib = 1 << 20
 //
 // On heap pages the content checksum (xxh32), which the framing demands, costs between a fifth and a third of the time.
 // Input that comes in whole blocks is compressed where it lies; smaller pieces cost one more copy.
-func newLZ4() *method {
+func newLZ4(blocksAtOnce int) *method {
+	memory := int64(13 * mib) // a block in, a block out, a third one in ReadFrom, tables
+	if blocksAtOnce > 1 {
+		memory += int64(blocksAtOnce+1) * 8 * mib // blocks being compressed, and one that waits for its turn
+	}
 	return &method{
 		name: "lz4", extension: ".lz4",
-		writerMemory: 13 * mib, // a block in, a block out, a third one in ReadFrom, tables
+		writerMemory: memory,
 		newEncoder: func() (encoder, error) {
 			w := lz4.NewWriter(nil)
-			return w, w.Apply(lz4.BlockSizeOption(lz4.Block4Mb), lz4.ChecksumOption(true), lz4.ConcurrencyOption(1),
+			err := w.Apply(lz4.BlockSizeOption(lz4.Block4Mb), lz4.ChecksumOption(true), lz4.ConcurrencyOption(blocksAtOnce),
 				lz4.CompressionLevelOption(lz4.Fast))
+			if blocksAtOnce > 1 {
+				return struct{ encoder }{w}, err // without ReadFrom: a source that fails there leaves goroutines that nothing ends
+			}
+			return w, err
 		},
 		newDecoder: func() (decoder, error) {
 			r := lz4.NewReader(nil)

@@ -119,7 +119,8 @@ func (w *writer) Close() error {
 	enc := w.enc
 	w.enc = nil
 	if w.err != nil {
-		return w.err // the encoder is in an unknown state and is dropped
+		_ = enc.Close() // ends what an lz4 encoder does beside; it is in an unknown state and is dropped
+		return w.err
 	}
 	if err := enc.Close(); err != nil {
 		return err
