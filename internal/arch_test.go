@@ -36,19 +36,19 @@ var boundaries = []boundary{
 	},
 
 	{
-		"internal/backup", []string{"internal/catalog", "internal/pgdata", "internal/postgres", "internal/wal", "pkg/increment"},
+		"internal/backup", []string{"internal/hint", "internal/catalog", "internal/pgdata", "internal/postgres", "internal/wal", "pkg/increment"},
 		"jobs see meaning, never keys, codecs or storages, and know nothing of each other",
 	},
 	{
-		"internal/restore", []string{"internal/catalog", "internal/pgdata", "internal/wal", "pkg/increment"},
+		"internal/restore", []string{"internal/hint", "internal/catalog", "internal/pgdata", "internal/wal", "pkg/increment"},
 		"a restore needs no running server, and jobs never see keys, codecs or storages",
 	},
 	{
-		"internal/archive", []string{"internal/catalog", "internal/pgdata", "internal/wal"},
+		"internal/archive", []string{"internal/hint", "internal/catalog", "internal/pgdata", "internal/wal"},
 		"the archiver's commands must work while no connection can be had",
 	},
 	{
-		"internal/retention", []string{"internal/catalog", "internal/wal"},
+		"internal/retention", []string{"internal/hint", "internal/catalog", "internal/wal"},
 		"what may go is decided from the catalog alone",
 	},
 	{
@@ -57,7 +57,7 @@ var boundaries = []boundary{
 	},
 
 	{
-		"internal/catalog", []string{"internal/codec", "internal/repo", "internal/storage", "internal/wal"},
+		"internal/catalog", []string{"internal/hint", "internal/codec", "internal/repo", "internal/storage", "internal/wal"},
 		"names and documents rest on sealed objects; codec and storage are there for the errors that jobs get under catalog's names",
 	},
 	{
@@ -73,6 +73,7 @@ var boundaries = []boundary{
 
 	{"internal/postgres", []string{"internal/wal"}, "the running server; positions and names come from wal"},
 	{"internal/pgdata", []string{"internal/wal"}, "the cluster at rest; positions and names come from wal"},
+	{"internal/hint", nil, "advice travels with errors of every level"},
 	{"internal/wal", nil, "pure grammar of positions and names: no I/O, no state"},
 
 	{"internal/testenv", nil, "starts foreign programs for tests; walden itself is what they test"},

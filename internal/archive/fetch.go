@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -121,7 +122,7 @@ func absent(ctx context.Context, d Deps, name string) error {
 		return fmt.Errorf("cannot tell whether %s is archived: %w", name, err)
 	}
 	if empty {
-		return &hinted{fmt.Errorf("cannot fetch %s: %s holds no archive at all", name, d.Catalog), "check the storage prefix in the settings"}
+		return hint.With(fmt.Errorf("cannot fetch %s: %s holds no archive at all", name, d.Catalog), "check the storage prefix in the settings")
 	}
 	return fmt.Errorf("%s: %w", name, ErrAbsent)
 }
@@ -198,9 +199,8 @@ func checkSegment(d Deps, head []byte, size int64, o FetchOptions) error {
 		return fmt.Errorf("%w: %w", errContent, err)
 	}
 	if control, ok := controlNear(o.Dest); ok && control.SystemIdentifier != h.SystemIdentifier {
-		return &hinted{
-			fmt.Errorf("%w: the segment has system identifier %d, the data directory %d", errWrongCluster, h.SystemIdentifier, control.SystemIdentifier),
-			"check the storage prefix in the settings"}
+		return hint.With(fmt.Errorf("%w: the segment has system identifier %d, the data directory %d", errWrongCluster, h.SystemIdentifier, control.SystemIdentifier),
+			"check the storage prefix in the settings")
 	}
 	return nil
 }
@@ -275,7 +275,7 @@ func (t *temporary) compare(dest string) error {
 		return err
 	}
 	if !equal {
-		return &hinted{fmt.Errorf("%s exists already with other content", dest), "walden never overwrites; remove the file if it is not needed"}
+		return hint.With(fmt.Errorf("%s exists already with other content", dest), "walden never overwrites; remove the file if it is not needed")
 	}
 	return nil
 }

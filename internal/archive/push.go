@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
@@ -40,17 +41,6 @@ type PushOptions struct {
 
 // copySize is how much is read from or written to a file at once, in bytes.
 const copySize = 256 << 10
-
-// hinted is an error with the next thing to try.
-type hinted struct {
-	error
-	hint string
-}
-
-func (h *hinted) Unwrap() error { return h.error }
-
-// Hint is the advice for the operator.
-func (h *hinted) Hint() string { return h.hint }
 
 // Push archives one file under its name. A file that is archived already with the same content is a success; with other
 // content it is [ErrDifferentContent].
@@ -94,8 +84,7 @@ func Push(ctx context.Context, d Deps, o PushOptions) error {
 
 // withDeadline bounds ctx and says at its end what took too long.
 func withDeadline(ctx context.Context, limit time.Duration, what string) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, &hinted{
-		fmt.Errorf("%s took longer than %s", what, limit), "WALDEN_WAL_TIMEOUT sets the limit; see the messages above for what was slow"})
+	return context.WithTimeoutCause(ctx, limit, hint.With(fmt.Errorf("%s took longer than %s", what, limit), "WALDEN_WAL_TIMEOUT sets the limit; see the messages above for what was slow"))
 }
 
 // file is a local file that is to be archived.
@@ -191,8 +180,8 @@ func compareArchived(ctx context.Context, d Deps, f *file, name string) error {
 		return fmt.Errorf("it is archived already, and cannot be compared: %w", err)
 	}
 	if !equal {
-		return &hinted{fmt.Errorf("%w (%s)", ErrDifferentContent, origins(head, f)),
-			"two clusters may archive to this prefix, or a copy of this cluster did; give every cluster a prefix of its own"}
+		return hint.With(fmt.Errorf("%w (%s)", ErrDifferentContent, origins(head, f)),
+			"two clusters may archive to this prefix, or a copy of this cluster did; give every cluster a prefix of its own")
 	}
 	return nil
 }

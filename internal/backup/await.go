@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -61,11 +62,9 @@ func awaitWAL(ctx context.Context, d Deps, need neededWAL, limit time.Duration) 
 			}
 		}
 		if now.Sub(progressed) > limit {
-			overdue := &hinted{
-				fmt.Errorf("the WAL of the backup is not in the archive: still without %d segments (first %s) after waiting %s without progress%s",
-					len(missing), missing[0].Name(need.size), limit, server.failure()),
-				overdueHint(need),
-			}
+			overdue := hint.With(fmt.Errorf("the WAL of the backup is not in the archive: still without %d segments (first %s) after waiting %s without progress%s",
+				len(missing), missing[0].Name(need.size), limit, server.failure()),
+				overdueHint(need))
 			return catalog.WALMissing, overdue, nil
 		}
 		if now.Sub(reminded) > remindEvery {

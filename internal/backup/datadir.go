@@ -4,20 +4,10 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/postgres"
 )
-
-// hinted is an error with the next thing to try.
-type hinted struct {
-	error
-	hint string
-}
-
-func (h *hinted) Unwrap() error { return h.error }
-
-// Hint is the advice for the operator.
-func (h *hinted) Hint() string { return h.hint }
 
 // examineDataDir resolves the data directory and proves that it is the one the server works on: a backup of one
 // directory under the protection of another server's backup mode would be worthless.
@@ -30,13 +20,13 @@ func examineDataDir(given string, info postgres.Info) (string, error) {
 		dir, err = filepath.EvalSymlinks(dir)
 	}
 	if err != nil {
-		return "", &hinted{fmt.Errorf("cannot read the data directory: %w", err),
-			"walden runs on the database host, as the user that owns the data directory"}
+		return "", hint.With(fmt.Errorf("cannot read the data directory: %w", err),
+			"walden runs on the database host, as the user that owns the data directory")
 	}
 	major, err := pgdata.ReadMajor(dir)
 	if err != nil {
-		return "", &hinted{fmt.Errorf("%s is not a readable data directory: %w", dir, err),
-			"give the server's data_directory, and run walden as the user that owns it"}
+		return "", hint.With(fmt.Errorf("%s is not a readable data directory: %w", dir, err),
+			"give the server's data_directory, and run walden as the user that owns it")
 	}
 	control, _, err := pgdata.ReadControl(dir)
 	if err != nil {
@@ -56,6 +46,6 @@ func examineDataDir(given string, info postgres.Info) (string, error) {
 	default:
 		return dir, nil
 	}
-	return "", &hinted{fmt.Errorf("%s is not the connected server's data directory: %w", dir, err),
-		"check PGHOST and PGPORT, or the directory given"}
+	return "", hint.With(fmt.Errorf("%s is not the connected server's data directory: %w", dir, err),
+		"check PGHOST and PGPORT, or the directory given")
 }

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/repo"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
@@ -237,12 +238,12 @@ func (c *Catalog) Find(ctx context.Context, which string) (Backup, error) {
 		return c.latest(ctx)
 	}
 	if strings.ContainsAny(which, "/\\") || which == "" {
-		return Backup{}, &hinted{fmt.Errorf("cannot find backup %q in %s: not a backup's name", which, c), listHint}
+		return Backup{}, hint.With(fmt.Errorf("cannot find backup %q in %s: not a backup's name", which, c), listHint)
 	}
 	b := Backup{Name: which}
 	o, err := c.repo.Stat(ctx, sentinelKey(which))
 	if errors.Is(err, fs.ErrNotExist) {
-		return Backup{}, &hinted{fmt.Errorf("cannot find backup %q in %s: %w", which, c, fs.ErrNotExist), listHint}
+		return Backup{}, hint.With(fmt.Errorf("cannot find backup %q in %s: %w", which, c, fs.ErrNotExist), listHint)
 	}
 	if err != nil {
 		return Backup{}, fmt.Errorf("cannot find backup %q in %s: %w", which, c, err)
@@ -302,10 +303,8 @@ func (c *Catalog) FindByUserData(ctx context.Context, value json.RawMessage) (Ba
 	case 0:
 		return Backup{}, fmt.Errorf("cannot find a backup with user data %s in %s: %w", value, c, fs.ErrNotExist)
 	}
-	return Backup{}, &hinted{
-		fmt.Errorf("cannot choose a backup by user data %s in %s: it is on %s", value, c, strings.Join(found, ", ")),
-		"give the name of the backup instead",
-	}
+	return Backup{}, hint.With(fmt.Errorf("cannot choose a backup by user data %s in %s: it is on %s", value, c, strings.Join(found, ", ")),
+		"give the name of the backup instead")
 }
 
 // Leftovers yields the names of backup folders without a sentinel: backups under way, and those that were cut off.

@@ -87,7 +87,7 @@ func names(t testing.TB, s storage.Store, dir string) []string {
 	return list
 }
 
-func hint(err error) string {
+func advice(err error) string {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
 		return h.Hint()
@@ -313,8 +313,8 @@ func TestNamesAreNeverTakenTwice(t *testing.T) {
 	standby.Standby = true
 	for _, st := range []Start{start(), standby} {
 		_, err := take(t.Context(), c, st)
-		if err == nil || !strings.Contains(err.Error(), "holds a finished backup of that name") || strings.Contains(hint(err), "restart point") != st.Standby {
-			t.Errorf("%v (%s)", err, hint(err))
+		if err == nil || !strings.Contains(err.Error(), "holds a finished backup of that name") || strings.Contains(advice(err), "restart point") != st.Standby {
+			t.Errorf("%v (%s)", err, advice(err))
 		}
 	}
 	if after := names(t, s, ""); !slices.Equal(before, after) {
@@ -353,8 +353,8 @@ func TestADraftIsTakenOverFromTheSameHostOnly(t *testing.T) {
 		if (err != nil) != c.refused {
 			t.Errorf("%s: %v", what, err)
 		}
-		if c.refused && (!strings.Contains(err.Error(), `begun by host "db1"`) || !strings.Contains(hint(err), backupDir(first))) {
-			t.Errorf("%s: %v (%s)", what, err, hint(err))
+		if c.refused && (!strings.Contains(err.Error(), `begun by host "db1"`) || !strings.Contains(advice(err), backupDir(first))) {
+			t.Errorf("%s: %v (%s)", what, err, advice(err))
 		}
 		if kept := slices.Contains(names(t, s, ""), backupDir(first)+partsDir+"part_003.tar.lz4"); kept != c.refused {
 			t.Errorf("%s: the other run's part is there: %v", what, kept)
@@ -581,7 +581,7 @@ func TestAnArchiveBelongsToOneClusterUntilAnotherIsAccepted(t *testing.T) {
 		c := open(t, s)
 		var wrong *WrongClusterError
 		if what != "empty" {
-			if err := c.Admit(t.Context(), theirs); !errors.As(err, &wrong) || wrong.Theirs.SystemIdentifier != system || wrong.Ours != theirs || hint(err) == "" {
+			if err := c.Admit(t.Context(), theirs); !errors.As(err, &wrong) || wrong.Theirs.SystemIdentifier != system || wrong.Ours != theirs || advice(err) == "" {
 				t.Errorf("%s: another cluster: %v", what, err)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/repo"
 )
 
@@ -350,8 +351,8 @@ func (c *Catalog) readManifest(ctx context.Context, b Backup, l *Listing) error 
 				return err
 			}
 			if head.Version != manifestVersion {
-				return &hinted{fmt.Errorf("%s has version %d, this walden reads %d", manifestName, head.Version, manifestVersion),
-					"use a newer walden"}
+				return hint.With(fmt.Errorf("%s has version %d, this walden reads %d", manifestName, head.Version, manifestVersion),
+					"use a newer walden")
 			}
 			return nil
 		case "backup":
@@ -465,8 +466,8 @@ func (c *Catalog) listOther(ctx context.Context, b Backup, l *Listing, stored ma
 		}
 	}
 	if !hasControl(l.Special) && !isWALE(b) {
-		return &hinted{fmt.Errorf("the object %s, which holds global/pg_control, is missing", controlTar),
-			"without it the cluster cannot start; choose another backup"}
+		return hint.With(fmt.Errorf("the object %s, which holds global/pg_control, is missing", controlTar),
+			"without it the cluster cannot start; choose another backup")
 	}
 	l.DataSize = b.UncompressedSize
 	return nil

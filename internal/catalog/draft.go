@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/repo"
 	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/wal"
@@ -105,12 +106,12 @@ func (d *Draft) refuseExisting(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("cannot begin backup %s in %s: %w", d.name, d.c, err)
 	}
-	hint := "another backup of this cluster began in the same WAL segment; try again when the server has written more WAL"
+	advice := "another backup of this cluster began in the same WAL segment; try again when the server has written more WAL"
 	if d.start.Standby {
-		hint = "on a standby a backup begins at the last restart point, and there was none since that backup: " +
+		advice = "on a standby a backup begins at the last restart point, and there was none since that backup: " +
 			"try again after the next checkpoint of the primary"
 	}
-	return &hinted{fmt.Errorf("cannot begin backup %s: %s holds a finished backup of that name", d.name, d.c), hint}
+	return hint.With(fmt.Errorf("cannot begin backup %s: %s holds a finished backup of that name", d.name, d.c), advice)
 }
 
 // takeOver clears the way when another, unfinished backup claimed the name first, and refuses where its owner may
@@ -122,11 +123,9 @@ func (d *Draft) takeOver(ctx context.Context, ours draftDocument) error {
 	}
 	var theirs draftDocument
 	if json.Unmarshal(raw, &theirs) != nil || theirs.Hostname != ours.Hostname || theirs.DataDir != ours.DataDir {
-		return &hinted{
-			fmt.Errorf("cannot begin backup %s in %s: an unfinished backup of that name was begun by host %q at %s",
-				d.name, d.c, theirs.Hostname, theirs.StartTime.Format(time.RFC3339)),
-			"if that host is not taking a backup any more, remove the folder " + backupDir(d.name),
-		}
+		return hint.With(fmt.Errorf("cannot begin backup %s in %s: an unfinished backup of that name was begun by host %q at %s",
+			d.name, d.c, theirs.Hostname, theirs.StartTime.Format(time.RFC3339)),
+			"if that host is not taking a backup any more, remove the folder "+backupDir(d.name))
 	}
 	d.c.log.Warn("removing what an unfinished backup of this host left behind", "backup", d.name, "begun", theirs.StartTime)
 	if err := d.removeAll(ctx); err != nil {

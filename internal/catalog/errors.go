@@ -15,14 +15,3 @@ var (
 
 // IsPermanent tells whether trying again cannot help: wrong credentials, a missing bucket, the wrong cluster.
 func IsPermanent(err error) bool { return storage.IsPermanent(err) }
-
-// hinted is an error with the next thing to try.
-type hinted struct {
-	error
-	hint string
-}
-
-func (h *hinted) Unwrap() error { return h.error }
-
-// Hint is the advice for the operator.
-func (h *hinted) Hint() string { return h.hint }

@@ -12,6 +12,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/backup"
 	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
+	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
 // copyMemory is what a worker of backup-push takes besides its compressor, in bytes: read buffer, tar, hand-over to the storage.
@@ -36,7 +37,7 @@ func (a *app) backupPush() *cobra.Command {
 			}
 			a.setTarget(o.storage)
 			if o.deltaName != "" || o.deltaUserData != "" || a.config.Backup.DeltaFromName != "" || a.config.Backup.DeltaFromUserData != "" {
-				return &hinted{fmt.Errorf("cannot take a delta backup: this version of walden takes full backups only"), "leave out the base of the delta"}
+				return hint.With(fmt.Errorf("cannot take a delta backup: this version of walden takes full backups only"), "leave out the base of the delta")
 			}
 			options := backup.Options{
 				DataDir:   a.config.Postgres.DataDir,
@@ -121,9 +122,8 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	case err != nil:
 		return err
 	case len(out.CorruptFiles) > 0:
-		corrupt := &hinted{
-			fmt.Errorf("backup %s was taken, but %d pages of the cluster are corrupt, in %s", out.Backup.Name, out.Backup.CorruptBlocks, some(out.CorruptFiles)),
-			"keep an older backup that has no corrupt pages, and look at the disks and at pg_amcheck"}
+		corrupt := hint.With(fmt.Errorf("backup %s was taken, but %d pages of the cluster are corrupt, in %s", out.Backup.Name, out.Backup.CorruptBlocks, some(out.CorruptFiles)),
+			"keep an older backup that has no corrupt pages, and look at the disks and at pg_amcheck")
 		return &exit{errors.Join(corrupt, out.Overdue), exitCorruptPages}
 	case out.Overdue != nil:
 		return &exit{fmt.Errorf("backup %s was taken, but %w", out.Backup.Name, out.Overdue), exitWALOverdue}

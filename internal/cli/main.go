@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/config"
+	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
 // Process is what a run of the program gets from the operating system.
@@ -182,30 +183,9 @@ func (a *app) openLog() error {
 // printError prints an error and every hint in it.
 func printError(w io.Writer, err error) {
 	fmt.Fprintf(w, "walden: %v\n", err)
-	for _, hint := range hints(err, nil) {
-		fmt.Fprintf(w, "hint: %s\n", hint)
+	for _, advice := range hint.Of(err) {
+		fmt.Fprintf(w, "hint: %s\n", advice)
 	}
-}
-
-// hints collects the advice of an error and all that it wraps, each once.
-func hints(err error, found []string) []string {
-	if err == nil {
-		return found
-	}
-	if h, ok := err.(interface{ Hint() string }); ok {
-		if hint := h.Hint(); hint != "" && !slices.Contains(found, hint) {
-			found = append(found, hint)
-		}
-	}
-	switch u := err.(type) { //nolint:errorlint // the whole tree is walked here
-	case interface{ Unwrap() error }:
-		return hints(u.Unwrap(), found)
-	case interface{ Unwrap() []error }:
-		for _, e := range u.Unwrap() {
-			found = hints(e, found)
-		}
-	}
-	return found
 }
 
 // usage is an error in what was typed.

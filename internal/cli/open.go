@@ -14,6 +14,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/crypt"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/postgres"
 	"gitlab.com/walden-pg/walden/internal/repo"
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -21,22 +22,11 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage/s3"
 )
 
-// hinted is an error with the next thing to try.
-type hinted struct {
-	error
-	hint string
-}
-
-func (h *hinted) Unwrap() error { return h.error }
-
-// Hint is the advice for the operator.
-func (h *hinted) Hint() string { return h.hint }
-
 // openCatalog opens the archive that the settings name.
 func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, error) {
 	if e := a.config.Encryption; e.Requested {
-		return nil, nil, &hinted{fmt.Errorf("cannot encrypt as %s ask for: this version of walden writes and reads unencrypted archives only",
-			strings.Join(e.By, ", ")), "storing in the clear what should be encrypted is never right, so nothing was done"}
+		return nil, nil, hint.With(fmt.Errorf("cannot encrypt as %s ask for: this version of walden writes and reads unencrypted archives only",
+			strings.Join(e.By, ", ")), "storing in the clear what should be encrypted is never right, so nothing was done")
 	}
 	if t := a.config.Storage.Target; t != "" && t != "default" {
 		return nil, nil, fmt.Errorf("cannot use the storage %q: this version of walden knows the storage \"default\" only", t)
@@ -70,8 +60,8 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	case config.KindS3:
 		s, err = s3.Open(ctx, a.s3Options())
 	case config.KindNone:
-		return nil, &hinted{fmt.Errorf("cannot open the archive: no storage is set"),
-			"set WALG_FILE_PREFIX=/path or WALG_S3_PREFIX=s3://bucket/path in the environment or in a configuration file"}
+		return nil, hint.With(fmt.Errorf("cannot open the archive: no storage is set"),
+			"set WALG_FILE_PREFIX=/path or WALG_S3_PREFIX=s3://bucket/path in the environment or in a configuration file")
 	default:
 		return nil, fmt.Errorf("cannot open the archive: %s names a storage that this version of walden does not have (it has files and S3)", cfg.Setting)
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
@@ -75,8 +76,8 @@ func notAbsent(err error, dest string) error {
 	if err == nil || archive.RecoveryState(dest) != archive.ArchiveRecovery {
 		return err
 	}
-	return &exit{&hinted{err, "PostgreSQL is in archive recovery and stops now (exit code 200) instead of ending recovery early; " +
-		"mend the cause and start it again"}, exitStopRecovery}
+	return &exit{hint.With(err, "PostgreSQL is in archive recovery and stops now (exit code 200) instead of ending recovery early; "+
+		"mend the cause and start it again"), exitStopRecovery}
 }
 
 func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {

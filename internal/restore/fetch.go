@@ -23,6 +23,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 )
 
@@ -65,8 +66,8 @@ type Report struct {
 func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, error) {
 	began := time.Now()
 	if b.Delta != nil {
-		return Report{}, &hinted{fmt.Errorf("cannot restore %s: it is a delta on %s, and this version of walden restores full backups only", b.Name, b.Delta.From),
-			"restore the full backup " + b.Delta.FullName + " and let WAL replay do the rest"}
+		return Report{}, hint.With(fmt.Errorf("cannot restore %s: it is a delta on %s, and this version of walden restores full backups only", b.Name, b.Delta.From),
+			"restore the full backup "+b.Delta.FullName+" and let WAL replay do the rest")
 	}
 	listing, err := d.Catalog.List(ctx, b)
 	if err != nil {
@@ -91,7 +92,7 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 		err = t.complete(ctx, sink, b, utilities)
 	}
 	if err != nil {
-		return Report{}, &hinted{err, unfinishedHint(t)}
+		return Report{}, hint.With(err, unfinishedHint(t))
 	}
 	d.Log.Info("Backup extraction complete.", "action", "backup-fetch", "backup", b.Name, "state", "complete", "dir", t.dir,
 		"files", sink.files, "size", sink.bytes, "seconds", time.Since(began).Round(time.Millisecond).Seconds(),

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 )
 
@@ -50,17 +51,6 @@ func ParseMapping(s string) (Mapping, error) {
 	}
 	return Mapping{filepath.Clean(parts[0]), filepath.Clean(parts[1])}, nil
 }
-
-// hinted is an error with the next thing to try.
-type hinted struct {
-	error
-	hint string
-}
-
-func (h *hinted) Unwrap() error { return h.error }
-
-// Hint is the advice for the operator.
-func (h *hinted) Hint() string { return h.hint }
 
 // Space is where a tablespace goes.
 type Space struct {
@@ -194,8 +184,8 @@ func (t *target) refuseOverlaps() error {
 	for i, a := range all {
 		for _, b := range all[i+1:] {
 			if a == b || within(a, b) || within(b, a) {
-				return &hinted{fmt.Errorf("cannot restore: %s and %s would overlap", a, b),
-					"move tablespaces with --tablespace-mapping OLD=NEW or --restore-spec FILE"}
+				return hint.With(fmt.Errorf("cannot restore: %s and %s would overlap", a, b),
+					"move tablespaces with --tablespace-mapping OLD=NEW or --restore-spec FILE")
 			}
 		}
 	}
@@ -216,8 +206,8 @@ func mustBeEmpty(dir, what string) error {
 	case err != nil:
 		return fmt.Errorf("cannot restore into %s: %w", dir, err)
 	case len(entries) > 0:
-		return &hinted{fmt.Errorf("cannot restore into %s: %s is not empty (it holds %q)", dir, what, entries[0].Name()),
-			"walden never overwrites: give another directory, or remove what is there yourself"}
+		return hint.With(fmt.Errorf("cannot restore into %s: %s is not empty (it holds %q)", dir, what, entries[0].Name()),
+			"walden never overwrites: give another directory, or remove what is there yourself")
 	}
 	return nil
 }
@@ -311,8 +301,8 @@ func (n *need) check() error {
 		return fmt.Errorf("cannot restore into %s: %w", n.dir, err)
 	}
 	if free := int64(st.Bavail) * st.Bsize; n.bytes > free {
-		return &hinted{fmt.Errorf("cannot restore into %s: its file system has %d MiB free, the backup needs %d MiB", n.dir, free>>20, n.bytes>>20+1),
-			"nothing was written; make room, or move tablespaces with --tablespace-mapping OLD=NEW"}
+		return hint.With(fmt.Errorf("cannot restore into %s: its file system has %d MiB free, the backup needs %d MiB", n.dir, free>>20, n.bytes>>20+1),
+			"nothing was written; make room, or move tablespaces with --tablespace-mapping OLD=NEW")
 	}
 	if st.Files > 0 && n.files > int64(st.Ffree) {
 		return fmt.Errorf("cannot restore into %s: its file system has room for %d more files, the backup has %d", n.dir, st.Ffree, n.files)
