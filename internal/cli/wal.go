@@ -15,6 +15,16 @@ import (
 // maxBlocksAtOnce bounds how many processors wal-push takes to compress a segment, which has four blocks by default.
 const maxBlocksAtOnce = 4
 
+// walMemory bounds the memory of the commands that run for every segment, in bytes; see shortLived.
+const walMemory = 192 << 20
+
+// shortLived prepares a process that lives for some tens of milliseconds and uses a few buffers: collecting garbage would
+// take a fifth of that time. Should it need more memory than expected, it is collected all the same.
+func shortLived() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(walMemory)
+}
+
 func (a *app) walPush() *cobra.Command {
 	var target string
 	cmd := &cobra.Command{
@@ -24,6 +34,7 @@ func (a *app) walPush() *cobra.Command {
 			"It succeeds when the storage has confirmed the file, or holds it already with the same content. It never overwrites.",
 		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			shortLived()
 			if err := a.load(true); err != nil {
 				return err
 			}
@@ -56,6 +67,7 @@ func (a *app) walFetch() *cobra.Command {
 			// Go ends a program that panics or runs out of memory with exit code 2, which PostgreSQL takes for absence. This way it
 			// ends by a signal.
 			debug.SetTraceback("crash")
+			shortLived()
 			err := a.runWALFetch(cmd, args[0], args[1], target)
 			if errors.Is(err, archive.ErrAbsent) {
 				a.log.Info("not in the archive", "action", "wal-fetch", "seg", args[0], "state", "absent")

@@ -46,7 +46,7 @@ const (
 
 	// flushEvery is after how many bytes the kernel is told to begin writing them to the disk, so that the final
 	// fsync of a large object has little left to do.
-	flushEvery = 8 << 20
+	flushEvery = 1 << 20
 )
 
 // temporary matches the end of the names of unfinished objects, walden's and WAL-G's.
