@@ -67,7 +67,7 @@ func (p *progress) Begin(total int64) {
 	p.screen.mu.Lock()
 	defer p.screen.mu.Unlock()
 	p.screen.bar = progressbar.NewOptions64(total,
-		progressbar.OptionSetWriter(p.screen.out), progressbar.OptionSetDescription(p.action), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetWriter(p.screen.out), progressbar.OptionSetDescription(p.action), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionFullWidth(),
 		progressbar.OptionUseIECUnits(true), progressbar.OptionClearOnFinish())
 }
