@@ -249,19 +249,6 @@ func orDefault[T comparable](v, def T) T {
 	return v
 }
 
-// ParsePrefix splits "s3://bucket/path/" into bucket and key prefix ("path"; may be empty).
-func ParsePrefix(s string) (bucket, prefix string, err error) {
-	rest, ok := strings.CutPrefix(s, "s3://")
-	if !ok {
-		return "", "", fmt.Errorf("invalid storage prefix %q: expected s3://bucket/path", s)
-	}
-	bucket, prefix, _ = strings.Cut(rest, "/")
-	if bucket == "" {
-		return "", "", fmt.Errorf("invalid storage prefix %q: bucket name is empty", s)
-	}
-	return bucket, strings.Trim(prefix, "/"), nil
-}
-
 // conditions is what is known about the service's If-None-Match.
 type conditions int32
 

@@ -26,36 +26,6 @@ func (noCredentials) Retrieve(context.Context) (aws.Credentials, error) {
 	return aws.Credentials{}, errors.New("none here")
 }
 
-func TestParsePrefix(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string][2]string{
-		"s3://bucket":           {"bucket", ""},
-		"s3://bucket/":          {"bucket", ""},
-		"s3://bucket/path":      {"bucket", "path"},
-		"s3://bucket//a/b/c///": {"bucket", "a/b/c"},
-	} {
-		if bucket, prefix, err := ParsePrefix(in); err != nil || bucket != want[0] || prefix != want[1] {
-			t.Errorf("%s: %q, %q, %v", in, bucket, prefix, err)
-		}
-	}
-	for _, in := range []string{"", "bucket/path", "gs://bucket", "s3:/bucket", "s3://", "s3:///path"} {
-		if _, _, err := ParsePrefix(in); err == nil {
-			t.Errorf("%q is accepted", in)
-		}
-	}
-}
-
-func FuzzParsePrefix(f *testing.F) {
-	f.Add("s3://bucket/path/")
-	f.Add("s3:///")
-	f.Fuzz(func(t *testing.T, in string) {
-		bucket, prefix, err := ParsePrefix(in)
-		if err == nil && (bucket == "" || strings.Contains(bucket, "/") || strings.HasPrefix(prefix, "/") || strings.HasSuffix(prefix, "/")) {
-			t.Errorf("%q: %q, %q", in, bucket, prefix)
-		}
-	})
-}
-
 func TestNoFormOfTheOptionsShowsASecret(t *testing.T) {
 	t.Parallel()
 	o := Options{Bucket: "bucket", SecretAccessKey: "hush1", SessionToken: "hush2", SSECustomerKey: "hush3",
