@@ -182,7 +182,7 @@ func (s *Store) get(ctx context.Context, key string) (*body, error) {
 	// Opening a named pipe waits for its other end, unless O_NONBLOCK is given. For files it means nothing.
 	f, err := root.OpenFile(key, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, absence(root, key, err)
+		return nil, s.behindLink(root, key, err)
 	}
 	info, err := f.Stat()
 	if err == nil {
@@ -197,20 +197,39 @@ func (s *Store) get(ctx context.Context, key string) (*body, error) {
 	return &body{ctx: ctx, f: f, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s)}, nil
 }
 
-// absence tells a missing object from one behind a symbolic link that leads nowhere, on a disk that is not mounted, say.
-func absence(root *os.Root, key string, err error) error {
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+// behindLink explains a failure to open what lies behind a symbolic link: one that leads nowhere, to a disk that is not
+// mounted, say, is not absence; and no link is followed out of the store's directory. Other failures stay as they are.
+func (s *Store) behindLink(root *os.Root, key string, err error) error {
 	for i, c := range key + "/" {
 		if c != '/' {
 			continue
 		}
-		if info, lerr := root.Lstat(key[:i]); lerr == nil && info.Mode()&fs.ModeSymlink != 0 {
+		info, lerr := root.Lstat(key[:i])
+		if lerr != nil || info.Mode()&fs.ModeSymlink == 0 {
+			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%q is a symbolic link that leads nowhere", key[:i])
+		}
+		if target, terr := filepath.EvalSymlinks(filepath.Join(s.root, key[:i])); terr == nil && !s.holds(target) {
+			return storage.Permanent(&rootError{
+				text:  fmt.Sprintf("%q is a symbolic link that leads out of the storage's directory, to %s", key[:i], target),
+				hint:  "mount that directory in its place (mount --bind), or make it the storage's directory",
+				cause: cause(err),
+			})
 		}
 	}
 	return err
+}
+
+// holds tells whether a resolved path lies within the store's directory.
+func (s *Store) holds(path string) bool {
+	base, err := filepath.EvalSymlinks(s.root)
+	if err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(base, path)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 // regular refuses whatever stands in the place of an object.
@@ -271,7 +290,7 @@ func (s *Store) stat(ctx context.Context, key string) (storage.Object, error) {
 	defer root.Close()
 	info, err := root.Stat(key)
 	if err != nil {
-		return storage.Object{}, absence(root, key, err)
+		return storage.Object{}, s.behindLink(root, key, err)
 	}
 	if err := regular(info); err != nil {
 		return storage.Object{}, err
@@ -299,6 +318,9 @@ func (s *Store) list(ctx context.Context, dir string, yield func(storage.Object,
 	}
 	defer root.Close()
 	d, err := openDirectory(root, path.Clean(dir))
+	if err != nil {
+		err = s.behindLink(root, path.Clean(dir), err)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -486,6 +508,9 @@ func (s *Store) begin(ctx context.Context, root *os.Root, dir, name string) (u *
 		err := s.makeDurable(root, dir)
 		if err == nil {
 			u.dir, err = openDirectory(root, dir)
+		}
+		if err != nil {
+			err = s.behindLink(root, dir, err)
 		}
 		if err == nil {
 			u.f, err = u.dir.OpenFile(u.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)

@@ -514,7 +514,39 @@ func TestAnObjectBehindALinkThatLeadsNowhereIsNotAbsent(t *testing.T) {
 			t.Errorf("stat %s: %v", key, err)
 		}
 	}
+	for _, err := range s.List(t.Context(), "wal/") {
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("list: %v", err)
+		}
+	}
 	if _, err := s.Get(t.Context(), "other/segment"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("get what is absent: %v", err)
+	}
+}
+
+func TestALinkOutOfTheStoreIsRefusedWithAHint(t *testing.T) {
+	t.Parallel()
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.Symlink(elsewhere, filepath.Join(dir, "wal")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Options{Root: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(what string, err error) {
+		t.Helper()
+		var h interface{ Hint() string }
+		if !errors.As(err, &h) || !strings.Contains(h.Hint(), "mount") || !storage.IsPermanent(err) || !strings.Contains(err.Error(), elsewhere) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err = s.Get(t.Context(), "wal/segment")
+	check("get", err)
+	_, err = s.Stat(t.Context(), "wal/segment")
+	check("stat", err)
+	check("put", s.Put(t.Context(), "wal/segment", strings.NewReader("x")))
+	for _, err := range s.List(t.Context(), "wal/") {
+		check("list", err)
 	}
 }
