@@ -166,21 +166,15 @@ func copyChecked(d Deps, t *temporary, r io.Reader, o FetchOptions) (int64, erro
 		return 0, err
 	}
 	head = bytes.Clone(head)
-	var history bytes.Buffer
-	var content io.Reader = in
-	kind := wal.Classify(o.Name)
-	if kind == wal.KindHistory {
-		content = io.TeeReader(in, &history)
-	}
-	size, err := io.CopyBuffer(localWriter{t.File}, struct{ io.Reader }{content}, make([]byte, copySize))
+	size, err := io.CopyBuffer(localWriter{t.File}, struct{ io.Reader }{in}, make([]byte, copySize))
 	if err != nil {
 		return 0, err
 	}
-	switch kind {
+	switch wal.Classify(o.Name) {
 	case wal.KindSegment, wal.KindPartial:
 		return size, checkSegment(d, head, size, o)
 	case wal.KindHistory:
-		if _, err := wal.ParseHistory(&history); err != nil {
+		if _, err := wal.ParseHistory(io.NewSectionReader(t, 0, size)); err != nil {
 			return 0, fmt.Errorf("%w: %w", errContent, err)
 		}
 	}

@@ -11,7 +11,9 @@ import (
 
 // examineDataDir resolves the data directory and proves that it is the one the server works on: a backup of one
 // directory under the protection of another server's backup mode would be worthless.
-func examineDataDir(given string, info postgres.Info) (string, error) {
+// It returns its resolved path and what its control file says.
+func examineDataDir(given string, info postgres.Info) (string, pgdata.Control, error) {
+	var control pgdata.Control
 	if given == "" {
 		given = info.DataDirectory
 	}
@@ -20,17 +22,16 @@ func examineDataDir(given string, info postgres.Info) (string, error) {
 		dir, err = filepath.EvalSymlinks(dir)
 	}
 	if err != nil {
-		return "", hint.With(fmt.Errorf("cannot read the data directory: %w", err),
+		return "", control, hint.With(fmt.Errorf("cannot read the data directory: %w", err),
 			"walden runs on the database host, as the user that owns the data directory")
 	}
 	major, err := pgdata.ReadMajor(dir)
 	if err != nil {
-		return "", hint.With(fmt.Errorf("%s is not a readable data directory: %w", dir, err),
+		return "", control, hint.With(fmt.Errorf("%s is not a readable data directory: %w", dir, err),
 			"give the server's data_directory, and run walden as the user that owns it")
 	}
-	control, _, err := pgdata.ReadControl(dir)
-	if err != nil {
-		return "", err
+	if control, _, err = pgdata.ReadControl(dir); err != nil {
+		return "", control, err
 	}
 	server, err := filepath.EvalSymlinks(info.DataDirectory)
 	if err != nil {
@@ -44,8 +45,8 @@ func examineDataDir(given string, info postgres.Info) (string, error) {
 	case major != info.Major:
 		err = fmt.Errorf("it is of PostgreSQL %d, the connected server is of %d", major, info.Major)
 	default:
-		return dir, nil
+		return dir, control, nil
 	}
-	return "", hint.With(fmt.Errorf("%s is not the connected server's data directory: %w", dir, err),
+	return "", control, hint.With(fmt.Errorf("%s is not the connected server's data directory: %w", dir, err),
 		"check PGHOST and PGPORT, or the directory given")
 }

@@ -10,7 +10,6 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
-	"gitlab.com/walden-pg/walden/internal/postgres"
 )
 
 // job is one backup's copy of the data directory.
@@ -42,15 +41,11 @@ const (
 )
 
 // plan walks the data directory once and spreads its files over parts of about equal cost, in the order of the walk.
-func plan(ctx context.Context, dir string, info postgres.Info, tablespaces []pgdata.Tablespace, o Options, log *slog.Logger) (*job, error) {
-	control, _, err := pgdata.ReadControl(dir)
-	if err != nil {
-		return nil, err
-	}
+func plan(ctx context.Context, dir string, control pgdata.Control, major int, tablespaces []pgdata.Tablespace, o Options, log *slog.Logger) (*job, error) {
 	j := &job{dir: dir, options: o, log: log, relBlocks: control.SegmentBlocks}
 	var cost int64
-	err = pgdata.Walk(ctx, dir, pgdata.WalkOptions{
-		TablespaceVersionDir: pgdata.TablespaceVersionDir(info.Major, control.CatalogVersion),
+	err := pgdata.Walk(ctx, dir, pgdata.WalkOptions{
+		TablespaceVersionDir: pgdata.TablespaceVersionDir(major, control.CatalogVersion),
 		OnLink: func(name, target string) {
 			if name == "pg_wal" {
 				j.contents.WALLink = target

@@ -69,7 +69,7 @@ const abandonTimeout = time.Minute
 // Push takes a full backup.
 func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	info := d.Server.Info()
-	dir, err := examineDataDir(o.DataDir, info)
+	dir, control, err := examineDataDir(o.DataDir, info)
 	if err != nil {
 		return out, err
 	}
@@ -109,7 +109,7 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	d.Log.Info("backup begins", "action", "backup-push", "backup", draft.Name(), "state", "begin",
 		"start_lsn", mode.Start().LSN, "data_dir", dir, "to", d.Catalog)
 
-	job, err := plan(ctx, dir, info, tablespaces, o, d.Log)
+	job, err := plan(ctx, dir, control, info.Major, tablespaces, o, d.Log)
 	if err != nil {
 		return out, err
 	}

@@ -112,6 +112,9 @@ func New(r *repo.Repo, log *slog.Logger) *Catalog { return &Catalog{repo: r, log
 // String names the archive for messages.
 func (c *Catalog) String() string { return c.repo.String() }
 
+// PutMemory is an upper bound for the memory, in bytes, that storing one part takes, without the storage's own buffers.
+func (c *Catalog) PutMemory() int64 { return c.repo.PutMemory() }
+
 // Check fails with a clear cause if the archive's storage cannot be used.
 func (c *Catalog) Check(ctx context.Context) error { return c.repo.Check(ctx) }
 

@@ -10,13 +10,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/backup"
-	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
-// copyMemory is what a worker of backup-push takes besides its compressor, in bytes: read buffer, tar, hand-over to the storage.
-const copyMemory = 4 << 20
+// copyMemory is what a worker of backup-push takes besides storing its part, in bytes: read buffer, tar, the storage's buffer.
+const copyMemory = 3 << 20
 
 func (a *app) backupPush() *cobra.Command {
 	var o struct {
@@ -107,7 +106,7 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 		a.log.Warn("taking a full backup: this version of walden takes no deltas", "WALG_DELTA_MAX_STEPS", steps)
 	}
 	o.Verify = o.Verify && info.DataChecksums
-	o.Workers = a.workers(a.config.Backup.DiskConcurrency, codec.WriterMemory(method)+copyMemory)
+	o.Workers = a.workers(a.config.Backup.DiskConcurrency, c.PutMemory()+copyMemory)
 	if a.config.Storage.Kind == config.KindS3 { // the parts of uploads draw on the same budget
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -83,35 +84,20 @@ func (a *app) s3Options() s3.Options {
 	for name, value := range c.AdditionalHeaders {
 		headers[name] = value.Reveal()
 	}
-	region := c.Region
-	if region == "" {
-		region = c.DefaultRegion
-	}
-	ca := c.CACertFile
-	if ca == "" {
-		ca = c.CABundle
-	}
-	readRetries := c.RangeMaxRetries
-	if readRetries == 0 {
-		readRetries = -1
-	}
-	maxRetries := c.MaxRetries
-	if maxRetries == 0 {
-		maxRetries = -1
-	}
+	const none = -1 // to s3, 0 retries are the default's number
 	var requests *slog.Logger
 	if c.LogLevel == "DEVEL" {
 		requests = a.log
 	}
 	return s3.Options{
 		Bucket: cfg.Bucket, Prefix: path.Join(cfg.Path, cfg.Folder),
-		Region: region, Endpoint: c.Endpoint, PathStyle: c.ForcePathStyle, DualStack: c.DualStack,
+		Region: cmp.Or(c.Region, c.DefaultRegion), Endpoint: c.Endpoint, PathStyle: c.ForcePathStyle, DualStack: c.DualStack,
 		AccessKeyID: c.AccessKeyID, SecretAccessKey: s3.Secret(c.SecretAccessKey.Reveal()), SessionToken: s3.Secret(c.SessionToken.Reveal()),
 		RoleARN: c.RoleARN, RoleSessionName: c.RoleSessionName, WebIdentityTokenFile: c.WebIdentityTokenFile, Profile: c.Profile,
-		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: ca,
+		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: cmp.Or(c.CACertFile, c.CABundle),
 		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: s3.Secret(c.SSECustomerKey.Reveal()),
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
-		MaxRetries: maxRetries, MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: readRetries,
+		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
 		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests,
 	}
