@@ -118,16 +118,16 @@ func (w *writer) Close() error {
 	}
 	enc := w.enc
 	w.enc = nil
-	if w.err != nil {
-		_ = enc.Close() // ends what an lz4 encoder does beside; it is in an unknown state and is dropped
-		return w.err
+	err := w.err
+	if cerr := enc.Close(); err == nil {
+		err = cerr
 	}
-	if err := enc.Close(); err != nil {
-		return err
-	}
+	// Also after a failure: Close of an lz4 encoder that failed leaves the goroutine running that puts blocks in order.
 	enc.Reset(nil)
-	w.method.encoders.Put(enc)
-	return nil
+	if err == nil { // the state of an encoder that failed is unknown: it is dropped
+		w.method.encoders.Put(enc)
+	}
+	return err
 }
 
 // inputBuffer is the size in bytes of the buffer before each decoder. Decoders ask for a few bytes at a time between
