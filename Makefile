@@ -40,6 +40,11 @@ test: go-version check ## every test, with the race detector and real servers; f
 	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
 
+.PHONY: test-full
+test-full: export WALDEN_TEST_FULL := 1
+test-full: ## test without samples: every fault, every moment of a kill, every size (hours; see docs/reliability.md)
+	$(MAKE) test TEST_TIMEOUT=5h
+
 .PHONY: test-short
 test-short: go-version check ## the tests that need no server and no C compiler
 	$(GO) test -short -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport

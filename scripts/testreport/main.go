@@ -1,5 +1,6 @@
 // Command testreport reads what `go test -json` writes and prints what a person wants to see of it: one line per package,
-// the whole output of what failed, the name of what was skipped, and the count of all tests (sub-tests included).
+// the whole output of what failed, the name of what was skipped, the table of what tests counted (faults injected, moments of
+// a kill), and the count of all tests (sub-tests included).
 //
 // It exits 1 when a test or a build failed, when no test ran at all, and with -no-skips when any test was skipped: a test that
 // does not run for want of a component proves nothing, and a silent skip looks like a proof.
@@ -11,8 +12,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -36,12 +39,55 @@ type event struct {
 	Test       string
 	Elapsed    float64 // seconds
 	Output     string
+	Key, Value string // of attr
+}
+
+// figures are what tests counted, by "group: name"; see Figure in internal/testenv.
+type figures map[string]int
+
+// add reads the value of an attribute: "31 faults injected: backup-push, Half".
+func (f figures) add(value string) error {
+	number, name, ok := strings.Cut(value, " ")
+	n, err := strconv.Atoi(number)
+	if !ok || err != nil || !strings.Contains(name, ": ") {
+		return fmt.Errorf("cannot read the figure %q: it is no \"NUMBER GROUP: NAME\"", value)
+	}
+	f[name] += n
+	return nil
+}
+
+// print writes a table in Markdown: each group with its sum, and its lines below it.
+func (f figures) print(w io.Writer) {
+	if len(f) == 0 {
+		return
+	}
+	sums, lines := map[string]int{}, map[string]int{}
+	for name, n := range f {
+		group, _, _ := strings.Cut(name, ": ")
+		sums[group] += n
+		lines[group]++
+	}
+	fmt.Fprint(w, "\n| what was counted | number |\n|---|---:|\n")
+	last := ""
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		group, line, _ := strings.Cut(name, ": ")
+		if group != last && lines[group] > 1 {
+			fmt.Fprintf(w, "| **%s** | **%d** |\n", group, sums[group])
+		}
+		if lines[group] == 1 {
+			fmt.Fprintf(w, "| **%s**: %s | **%d** |\n", group, line, f[name])
+		} else {
+			fmt.Fprintf(w, "| %s | %d |\n", line, f[name])
+		}
+		last = group
+	}
 }
 
 // report copies the meaning of the events in r to w and says whether the run counts as a success.
 func report(r io.Reader, w io.Writer, noSkips bool) (ok bool, err error) {
 	var passed, failed, skipped, brokenPackages int
 	var skips []string
+	counted := figures{}
 	output := map[string]*strings.Builder{} // of packages and tests not yet finished
 
 	lines := bufio.NewReader(r)
@@ -66,6 +112,13 @@ func report(r io.Reader, w io.Writer, noSkips bool) (ok bool, err error) {
 				output[key] = new(strings.Builder)
 			}
 			output[key].WriteString(e.Output)
+			continue
+		case "attr":
+			if e.Key == "figure" {
+				if err := counted.add(e.Value); err != nil {
+					return false, err
+				}
+			}
 			continue
 		case "build-fail":
 			brokenPackages++
@@ -106,6 +159,7 @@ func report(r io.Reader, w io.Writer, noSkips bool) (ok bool, err error) {
 	if len(skips) > 0 {
 		fmt.Fprintf(w, "\nskipped:\n%s", strings.Join(skips, ""))
 	}
+	counted.print(w)
 	fmt.Fprintf(w, "\n%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	switch {
 	case failed > 0 || brokenPackages > 0:

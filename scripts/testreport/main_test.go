@@ -56,6 +56,20 @@ func TestReport(t *testing.T) {
 				`{"Action":"fail","Package":"p"}` + "\n",
 			want: []string{"--- NOT FINISHED p TestB\npanic: oh\n"},
 		},
+		{
+			name: "figures are summed up by group and name",
+			events: passing + `{"Action":"attr","Package":"p","Test":"TestA","Key":"figure","Value":"3 faults: push"}` + "\n" +
+				`{"Action":"attr","Package":"p","Test":"TestB","Key":"figure","Value":"4 faults: push"}` + "\n" +
+				`{"Action":"attr","Package":"p","Test":"TestB","Key":"figure","Value":"5 faults: fetch"}` + "\n" +
+				`{"Action":"attr","Package":"p","Test":"TestB","Key":"figure","Value":"9 kills: push"}` + "\n",
+			ok:   true,
+			want: []string{"| **faults** | **12** |\n| fetch | 5 |\n| push | 7 |\n| **kills**: push | **9** |\n"},
+		},
+		{
+			name:    "a figure that cannot be read fails the run",
+			events:  passing + `{"Action":"attr","Package":"p","Test":"TestA","Key":"figure","Value":"many"}` + "\n",
+			wantErr: `cannot read the figure "many"`,
+		},
 		{name: "a run without tests is no success", events: `{"Action":"skip","Package":"p"}` + "\n", wantErr: "no test ran"},
 		{name: "plain text of the go command is kept", events: "flag provided but not defined\n", wantErr: "no test ran",
 			want: []string{"flag provided but not defined"}},
