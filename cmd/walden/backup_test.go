@@ -836,5 +836,5 @@ func TestFilesThatVanishShrinkAndGrowDuringTheCopyAreRestoredByReplay(t *testing
 	if got := sums(restored); got != want {
 		t.Errorf("after recovery:\n%s\nbefore:\n%s", got, want)
 	}
-	tool(t, restored, "pg_amcheck", "--all", "--install-missing")
+	checkTables(t, restored)
 }

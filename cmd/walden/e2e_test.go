@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -293,6 +294,55 @@ func tool(t *testing.T, p *testenv.Postgres, name string, args ...string) string
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// has says whether one of PostgreSQL's programs came with the server; some packages hold the server only.
+func has(p *testenv.Postgres, name string) bool {
+	_, err := os.Stat(filepath.Join(p.BinDir, name))
+	return err == nil
+}
+
+// checkTables looks for corruption in every table and index of every database: with pg_amcheck, or with its functions.
+func checkTables(t *testing.T, p *testenv.Postgres) {
+	t.Helper()
+	if has(p, "pg_amcheck") {
+		tool(t, p, "pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check")
+		return
+	}
+	for _, database := range strings.Fields(p.Query(t, "SELECT datname FROM pg_database WHERE datallowconn")) {
+		p.ExecIn(t, database, "CREATE EXTENSION IF NOT EXISTS amcheck")
+		if p.Major >= 14 {
+			if got := p.QueryIn(t, database, `SELECT c.oid::regclass, v.* FROM pg_class AS c, LATERAL verify_heapam(c.oid) AS v
+				WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'`); got != "" {
+				t.Errorf("verify_heapam in %s:\n%s", database, got)
+			}
+		}
+		p.QueryIn(t, database, `SELECT bt_index_parent_check(c.oid, true) FROM pg_class AS c JOIN pg_am AS a ON a.oid = c.relam
+			JOIN pg_index AS i ON i.indexrelid = c.oid WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence <> 't' AND i.indisvalid`)
+	}
+}
+
+// checkPages verifies the checksums of all pages, if the cluster has them, and stops the server. Where pg_checksums is missing
+// the server does it: it verifies what it sends to pg_basebackup.
+func checkPages(t *testing.T, p *testenv.Postgres, checksums bool) {
+	t.Helper()
+	switch {
+	case checksums && has(p, "pg_checksums"):
+		p.Stop("fast")
+		tool(t, p, "pg_checksums", "--check", "-D", p.DataDir)
+		return
+	case checksums:
+		ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+		defer cancel()
+		command := "BASE_BACKUP (CHECKPOINT 'fast', WAIT false)"
+		if p.Major < 15 {
+			command = "BASE_BACKUP FAST NOWAIT"
+		}
+		if _, err := p.Replication(t).CopyTo(ctx, io.Discard, command); err != nil {
+			t.Errorf("the server finds damage: %v", err)
+		}
+	}
+	p.Stop("fast")
 }
 
 // load writes to the server until stop is called: inserts, updates, and tables that come, grow, shrink and go.

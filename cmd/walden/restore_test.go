@@ -84,6 +84,22 @@ var unrestored = regexp.MustCompile(`^(postmaster\.(pid|opts)|current_logfiles|b
 	`|^(pg_wal|pg_replslot|pg_dynshmem|pg_notify|pg_serial|pg_snapshots|pg_stat_tmp|pg_subtrans|log)/` +
 	`|^pg_tblspc/|^global/pg_control$|/pg_internal\.init`)
 
+// checkMapping compares what tells PostgreSQL where the tablespaces are; the lines have no order before version 15.
+func checkMapping(t *testing.T, dir string, oids, places []string) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(dir, "tablespace_map"))
+	got := strings.Split(strings.TrimSuffix(string(content), "\n"), "\n")
+	var want []string
+	for i := range oids {
+		want = append(want, oids[i]+" "+places[i])
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("tablespace_map says %q (%v)", content, err)
+	}
+}
+
 func TestARestoreIsRefusedBeforeItWritesAnythingAndOtherwiseEqualsItsSource(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -242,10 +258,7 @@ func TestARestoreIsRefusedBeforeItWritesAnythingAndOtherwiseEqualsItsSource(t *t
 		if link, err := os.Readlink(filepath.Join(dir, "pg_wal")); err != nil || link != wal {
 			t.Errorf("pg_wal leads to %q (%v)", link, err)
 		}
-		mapping, err := os.ReadFile(filepath.Join(dir, "tablespace_map"))
-		if err != nil || string(mapping) != oids[0]+" "+news[0]+"\n"+oids[1]+" "+news[1]+"\n" {
-			t.Errorf("tablespace_map says %q (%v)", mapping, err)
-		}
+		checkMapping(t, dir, oids, news)
 		touch(t, filepath.Join(dir, "recovery.signal"))
 		restored := testenv.OpenPostgres(t, dir, testenv.PostgresOptions{Settings: s.restoreSettings()})
 		restored.Exec(t, "DELETE FROM table0", "DROP TABLE table1", "CHECKPOINT")
@@ -276,10 +289,7 @@ func TestARestoreIsRefusedBeforeItWritesAnythingAndOtherwiseEqualsItsSource(t *t
 		for i, place := range news {
 			sameTree(t, contentsOf(t, place, nil), sourceSpaces[i])
 		}
-		mapping, err := os.ReadFile(filepath.Join(dir, "tablespace_map"))
-		if err != nil || string(mapping) != oids[0]+" "+news[0]+"\n"+oids[1]+" "+news[1]+"\n" {
-			t.Errorf("tablespace_map says %q (%v)", mapping, err)
-		}
+		checkMapping(t, dir, oids, news)
 	})
 
 	t.Run("cut off, it cannot be started, and the same command completes it", func(t *testing.T) {
@@ -297,7 +307,7 @@ func TestARestoreIsRefusedBeforeItWritesAnythingAndOtherwiseEqualsItsSource(t *t
 			t.Fatal("there is a control file")
 		}
 		touch(t, filepath.Join(dir, "PG_VERSION")) // so that it is the control file that is missed
-		if err := os.WriteFile(filepath.Join(dir, "PG_VERSION"), []byte("15\n"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "PG_VERSION"), fmt.Appendln(nil, p.Major), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		put(t, filepath.Join(dir, "postgresql.conf"))

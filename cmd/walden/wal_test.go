@@ -17,7 +17,7 @@ import (
 // smallSegments is a server that archives here in segments of 1 MiB and has no reason to write WAL of its own.
 func (s *site) smallSegments(settings ...string) *testenv.Postgres {
 	s.t.Helper()
-	return testenv.StartPostgres(s.t, testenv.PostgresOptions{Major: 15, WALSegmentSize: 1, Settings: s.archiving(append([]string{
+	return testenv.StartPostgres(s.t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving(append([]string{
 		"autovacuum=off", "checkpoint_timeout=1h", "bgwriter_lru_maxpages=0", "log_checkpoints=off",
 	}, settings...)...)})
 }
@@ -227,7 +227,7 @@ func TestWALPushRefusesWithoutTouchingTheArchive(t *testing.T) {
 	}
 
 	// Another cluster is told apart, its segments and everything else that lies in its data directory, until it is accepted.
-	other := testenv.StartPostgres(t, testenv.PostgresOptions{Major: 15, WALSegmentSize: 1, Settings: map[string]string{"wal_keep_size": "64"}})
+	other := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: map[string]string{"wal_keep_size": "64"}})
 	theirs := other.SwitchWAL(t)
 	touch(t, filepath.Join(other.DataDir, "pg_wal/00000002.history"))
 	for _, name := range []string{theirs, "00000002.history"} {

@@ -6,6 +6,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// The versions that are known.
+const (
+	OldestMajor = oldestMajor
+	NewestMajor = newestMajor
+)
+
 // Occupy uses the session until its connection is closed and release with it, as a query without an answer does.
 func Occupy(s *Server, stuck chan<- struct{}, release <-chan struct{}) error {
 	return s.use(context.Background(), func(conn *pgx.Conn) error {

@@ -51,12 +51,12 @@ func hint(err error) string {
 
 // eachVersion runs a test on a server of the oldest, the distribution's and the newest version.
 func eachVersion(t *testing.T, o testenv.PostgresOptions, test func(t *testing.T, p *testenv.Postgres)) {
-	onVersions(t, []int{13, 0, 18}, o, test)
+	onVersions(t, testenv.Majors(13, 0, 18), o, test)
 }
 
 // eachInterface runs a test with the backup functions up to version 14 and with those since 15.
 func eachInterface(t *testing.T, o testenv.PostgresOptions, test func(t *testing.T, p *testenv.Postgres)) {
-	onVersions(t, []int{13, 0}, o, test)
+	onVersions(t, testenv.Majors(13, 0), o, test)
 }
 
 func onVersions(t *testing.T, majors []int, o testenv.PostgresOptions, test func(t *testing.T, p *testenv.Postgres)) {

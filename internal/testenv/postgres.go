@@ -446,6 +446,27 @@ func (p *Postgres) Conn(t testing.TB, database ...string) *pgx.Conn {
 	return conn
 }
 
+// Replication opens a session that takes replication commands and is closed at the end of the test.
+func (p *Postgres) Replication(t testing.TB) *pgconn.PgConn {
+	t.Helper()
+	config, err := pgconn.ParseConfig(p.connString("postgres") + " replication=yes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = conn.Close(ctx) // the server may be gone
+	})
+	return conn
+}
+
 func (p *Postgres) connString(database string) string {
 	return fmt.Sprintf("host='%s' port=%d user=postgres dbname='%s' sslmode=disable", p.SocketDir, p.Port, database)
 }
@@ -808,9 +829,30 @@ func giveToPostgres(t testing.TB, dir string) {
 	}
 }
 
+// matrixMajor is the version that `make test-matrix` runs the tests on, from the environment's WALDEN_TEST_PG; 0 if none.
+func matrixMajor() int {
+	major, err := strconv.Atoi(os.Getenv("WALDEN_TEST_PG"))
+	if err != nil {
+		return 0
+	}
+	return major
+}
+
+// Majors returns the major versions that a test of several ones runs on: the one of `make test-matrix`, or else those given,
+// where 0 is the default one.
+func Majors(sample ...int) []int {
+	if major := matrixMajor(); major != 0 {
+		return []int{major}
+	}
+	return sample
+}
+
 // chooseMajor resolves the default version.
 func chooseMajor(t testing.TB, major int) int {
 	t.Helper()
+	if major == 0 {
+		major = matrixMajor()
+	}
 	if major != 0 {
 		return major
 	}
@@ -851,11 +893,7 @@ func binDir(t testing.TB, major int) string {
 			return dir
 		}
 	}
-	hint := installHint
-	if major != 13 && major != 15 && major != 18 {
-		hint += " --all-majors"
-	}
-	t.Fatalf("PostgreSQL %d is neither in %s: %s", major, strings.Join(candidates, " nor in "), hint)
+	t.Fatalf("PostgreSQL %d is neither in %s: %s --all-majors", major, strings.Join(candidates, " nor in "), installHint)
 	return ""
 }
 

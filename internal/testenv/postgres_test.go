@@ -12,7 +12,7 @@ import (
 
 func TestAServerOfEveryInstalledVersionStartsCrashesAndFeedsAStandby(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{13, 0, 18} {
+	for _, major := range Majors(13, 0, 18) {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			t.Parallel()
 			p := StartPostgres(t, PostgresOptions{
