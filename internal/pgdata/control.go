@@ -134,8 +134,13 @@ func readControl(path string, read func(path string, limit int64) ([]byte, error
 	}
 }
 
-// layout says where the fields that moved between versions lie. All others have kept their place since version 1300.
-type layout struct{ crc int }
+// layout says where the fields lie that moved between versions: how far from their places in version 1300, in bytes.
+type layout struct {
+	crc         int // place of the checksum, which covers everything before it
+	afterSystem int // distance of what follows the checkpoint's identifiers: its time, and the fields from MinRecoveryLSN on
+	afterBlocks int // distance of what follows SegmentBlocks
+	checksums   int // distance of DataChecksums
+}
 
 func layoutOf(version uint32) (layout, bool) {
 	switch version {
@@ -143,6 +148,8 @@ func layoutOf(version uint32) (layout, bool) {
 		return layout{crc: 288}, true
 	case 1800: // PostgreSQL 18: one more flag, default_char_signedness, before the nonce
 		return layout{crc: 292}, true
+	case 1905: // PostgreSQL 19 before its release: a larger checkpoint, the pages of an SLRU segment
+		return layout{crc: 308, afterSystem: 8, afterBlocks: 12, checksums: 12}, true
 	}
 	return layout{}, false
 }
@@ -178,23 +185,23 @@ func ParseControl(b []byte) (Control, error) {
 		Timeline:         wal.Timeline(le.Uint32(b[48:])),
 		PreviousTimeline: wal.Timeline(le.Uint32(b[52:])),
 		FullPageWrites:   b[56] != 0,
-		CheckpointTime:   time.Unix(int64(le.Uint64(b[104:])), 0).UTC(),
+		CheckpointTime:   time.Unix(int64(le.Uint64(b[104+l.afterSystem:])), 0).UTC(),
 
-		MinRecoveryLSN:      wal.LSN(le.Uint64(b[136:])),
-		MinRecoveryTimeline: wal.Timeline(le.Uint32(b[144:])),
-		BackupStartLSN:      wal.LSN(le.Uint64(b[152:])),
-		BackupEndLSN:        wal.LSN(le.Uint64(b[160:])),
-		BackupEndRequired:   b[168] != 0,
+		MinRecoveryLSN:      wal.LSN(le.Uint64(b[136+l.afterSystem:])),
+		MinRecoveryTimeline: wal.Timeline(le.Uint32(b[144+l.afterSystem:])),
+		BackupStartLSN:      wal.LSN(le.Uint64(b[152+l.afterSystem:])),
+		BackupEndLSN:        wal.LSN(le.Uint64(b[160+l.afterSystem:])),
+		BackupEndRequired:   b[168+l.afterSystem] != 0,
 
-		BlockSize:      int64(le.Uint32(b[216:])),
-		SegmentBlocks:  le.Uint32(b[220:]),
-		WALBlockSize:   int64(le.Uint32(b[224:])),
-		WALSegmentSize: int64(le.Uint32(b[228:])),
-		DataChecksums:  le.Uint32(b[252:]) != 0,
+		BlockSize:      int64(le.Uint32(b[216+l.afterSystem:])),
+		SegmentBlocks:  le.Uint32(b[220+l.afterSystem:]),
+		WALBlockSize:   int64(le.Uint32(b[224+l.afterBlocks:])),
+		WALSegmentSize: int64(le.Uint32(b[228+l.afterBlocks:])),
+		DataChecksums:  le.Uint32(b[252+l.checksums:]) != 0,
 	}
 	// The server itself checks these two for a machine whose structures are laid out differently.
 	const maxAlign, floatFormat = 8, 1234567.0
-	if le.Uint32(b[204:]) != maxAlign || math.Float64frombits(le.Uint64(b[208:])) != floatFormat {
+	if le.Uint32(b[204+l.afterSystem:]) != maxAlign || math.Float64frombits(le.Uint64(b[208+l.afterSystem:])) != floatFormat {
 		return Control{}, errors.New("cannot parse pg_control: it comes from a machine of another architecture")
 	}
 	switch {

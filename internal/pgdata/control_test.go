@@ -17,7 +17,7 @@ import (
 )
 
 // realControl returns the control file of a cluster made by initdb of this major version: 13 with WAL segments of 64 MiB,
-// 14 with 1 MiB, 17 without data checksums. Of each file testdata keeps the first 512 bytes; the rest is zero.
+// 14 with 1 MiB, 17 without data checksums, 19 (release candidate 1) with 4 MiB. Of each file testdata keeps the first 512 bytes; the rest is zero.
 func realControl(t testing.TB, major int) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", fmt.Sprintf("pg_control.%d", major)))
@@ -41,19 +41,21 @@ func TestControlFilesOfAllMajorVersionsAreUnderstood(t *testing.T) {
 		version    uint32
 		catalog    uint32
 		system     uint64
-		second     int // of the last change, after 13:15 on that day
+		minute     int // of the last change, on that day
+		second     int
 		checkpoint wal.LSN
 		segment    int64
 		checksums  bool
 	}{
-		{13, 1300, 202007201, 7710983907596110675, 47, 0x4813E28, 64 << 20, true},
-		{14, 1300, 202107181, 7710983913402256233, 49, 0xA43200, 1 << 20, true},
-		{15, 1300, 202209061, 7710983920749980543, 50, 0x17414F8, 16 << 20, true},
-		{16, 1300, 202307071, 7710983925746789269, 51, 0x1720FC8, 16 << 20, true},
-		{17, 1700, 202406281, 7710983930551192491, 52, 0x14D89F0, 16 << 20, false},
-		{18, 1800, 202506291, 7710983935540661185, 53, 0x174B290, 16 << 20, true},
+		{13, 1300, 202007201, 7710983907596110675, 13*60 + 15, 47, 0x4813E28, 64 << 20, true},
+		{14, 1300, 202107181, 7710983913402256233, 13*60 + 15, 49, 0xA43200, 1 << 20, true},
+		{15, 1300, 202209061, 7710983920749980543, 13*60 + 15, 50, 0x17414F8, 16 << 20, true},
+		{16, 1300, 202307071, 7710983925746789269, 13*60 + 15, 51, 0x1720FC8, 16 << 20, true},
+		{17, 1700, 202406281, 7710983930551192491, 13*60 + 15, 52, 0x14D89F0, 16 << 20, false},
+		{18, 1800, 202506291, 7710983935540661185, 13*60 + 15, 53, 0x174B290, 16 << 20, true},
+		{19, 1905, 202610061, 7711036678948245743, 16*60 + 40, 45, 0xB4FEE8, 4 << 20, true}, // release candidate 1
 	} {
-		at := time.Date(2026, 11, 22, 13, 15, c.second, 0, time.UTC)
+		at := time.Date(2026, 11, 22, 0, c.minute, c.second, 0, time.UTC)
 		want := Control{
 			SystemIdentifier: c.system, ControlVersion: c.version, CatalogVersion: c.catalog,
 			State: StateShutDown, Time: at,
@@ -71,18 +73,18 @@ func TestControlFilesOfAllMajorVersionsAreUnderstood(t *testing.T) {
 
 func TestRecoveryFieldsOfTheControlFile(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ major, crc int }{{15, 288}, {17, 288}, {18, 292}} {
+	for _, c := range []struct{ major, crc, moved int }{{15, 288, 0}, {17, 288, 0}, {18, 292, 0}, {19, 308, 8}} {
 		b := realControl(t, c.major)
 		le := binary.LittleEndian
 		le.PutUint32(b[16:], uint32(StateInArchiveRecovery))
 		le.PutUint32(b[48:], 3)
 		le.PutUint32(b[52:], 2)
 		b[56] = 0
-		le.PutUint64(b[136:], 0x1600000028)
-		le.PutUint32(b[144:], 3)
-		le.PutUint64(b[152:], 0x1500000028)
-		le.PutUint64(b[160:], 0x1500000100)
-		b[168] = 1
+		le.PutUint64(b[136+c.moved:], 0x1600000028)
+		le.PutUint32(b[144+c.moved:], 3)
+		le.PutUint64(b[152+c.moved:], 0x1500000028)
+		le.PutUint64(b[160+c.moved:], 0x1500000100)
+		b[168+c.moved] = 1
 		got, err := ParseControl(seal(b, c.crc))
 		if err != nil {
 			t.Fatal(err)

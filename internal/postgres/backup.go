@@ -80,12 +80,8 @@ type BackupMode struct {
 // a time backs up a server: another one that holds the lock, through whatever database, is ErrBackupRunning. The
 // lock stays until Close or Leave, so that it also covers what the caller does after Finish.
 //
-// Versions outside of 13 to 18 are refused; Options.AllowBeta admits newer ones. When it fails after it began to
-// change anything, the session has ended and with it whatever had begun.
+// When it fails after it began to change anything, the session has ended and with it whatever had begun.
 func (s *Server) EnterBackupMode(ctx context.Context, label string) (*BackupMode, error) {
-	if err := s.checkVersion(); err != nil {
-		return nil, err
-	}
 	// The label is a line of backup_label, whose lines are parsed at recovery (xlogrecovery.c, read_backup_label).
 	if strings.ContainsAny(label, "\r\n\x00") || len(label) > 1000 {
 		return nil, fmt.Errorf("cannot use the backup label %.40q: it must be one line of at most 1000 bytes", label)

@@ -103,7 +103,8 @@ type Server struct {
 
 // Connect opens a session with the server that o names and reads its Info. Only that server is tried: there is no
 // other address to fall back to, and a list of hosts is refused, because a backup of another cluster is worse than
-// none. Errors carry a hint where the operator can do something.
+// none. Versions outside of 13 to 18 are refused; Options.AllowBeta admits newer ones. Errors carry a hint where the
+// operator can do something.
 func Connect(ctx context.Context, o Options) (*Server, error) {
 	config, err := o.parse(o.Database)
 	if err != nil {
@@ -122,6 +123,11 @@ func Connect(ctx context.Context, o Options) (*Server, error) {
 	if s.info, err = readInfo(ctx, conn); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("cannot read the state of the PostgreSQL server at %s: %w", s.name, err)
+	}
+	// Before anybody looks at files of a version that is not known, and complains of those.
+	if err := s.checkVersion(); err != nil {
+		s.Close()
+		return nil, err
 	}
 	return s, nil
 }

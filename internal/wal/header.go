@@ -56,6 +56,8 @@ func majorOfMagic(magic uint16) int {
 		return 17
 	case 0xD118:
 		return 18
+	case 0xD122:
+		return 19
 	}
 	return 0
 }

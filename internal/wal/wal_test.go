@@ -199,8 +199,9 @@ func TestClassifyKnowsTheServersNamesOnly(t *testing.T) {
 	}
 }
 
-// The files header.13 to header.18 are the first bytes of the first segment in clusters made by initdb of these major
-// versions: 13 with 64 MiB segments, 14 with 1 MiB, the others with 16 MiB.
+// The files header.13 to header.19 are the first bytes of the first segment in clusters made by initdb of these major
+// versions: 13 with 64 MiB segments, 14 with 1 MiB, 19 (release
+// candidate 1) with 4 MiB, the others with 16 MiB.
 func realHeader(t testing.TB, major int) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", fmt.Sprintf("header.%d", major)))
@@ -223,6 +224,7 @@ func TestHeadersOfRealSegmentsAreUnderstood(t *testing.T) {
 		{"000000010000000000000001", Header{0xD113, 16, 2, 1, 0x1000000, 7710983925746789269, 16 * mib, 8192}, false},
 		{"000000010000000000000001", Header{0xD116, 17, 2, 1, 0x1000000, 7710983930551192491, 16 * mib, 8192}, false},
 		{"000000010000000000000001", Header{0xD118, 18, 2, 1, 0x1000000, 7710983935540661185, 16 * mib, 8192}, false},
+		{"000000010000000000000002", Header{0xD122, 19, 3, 1, 0x800000, 7711036678948245743, 4 * mib, 8192}, true},
 	} {
 		h, err := ParseHeader(realHeader(t, c.want.Major))
 		if err != nil || h != c.want {
