@@ -41,7 +41,7 @@ test: go-version check ## every test, with the race detector and real servers; f
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
 
 # What speaks to a PostgreSQL server; the rest does not change with its version.
-MATRIX_PACKAGES := ./cmd/walden ./internal/pgdata ./internal/postgres ./internal/wal
+MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal
 
 .PHONY: test-matrix
 test-matrix: go-version ## the tests with a PostgreSQL server on each of its versions; MAJORS="13 18" for some

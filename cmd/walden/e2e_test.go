@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -155,7 +156,9 @@ type result struct {
 // command prepares a run of walden as the user postgres.
 func (s *site) command(ctx context.Context, p *testenv.Postgres, args ...string) *exec.Cmd {
 	cmd := testenv.AsPostgres(exec.CommandContext(ctx, s.raced, append([]string{"--config", s.config}, args...)...))
-	cmd.Env = append(cmd.Environ(), "PATH="+os.Getenv("PATH"))
+	cmd.Env = append(slices.DeleteFunc(cmd.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "WALDEN_TEST_") || strings.HasPrefix(v, "WALDEN_TOOLS=") // the tests' own, no settings
+	}), "PATH="+os.Getenv("PATH"))
 	if p != nil {
 		cmd.Env = append(cmd.Env, p.Env()...)
 	}

@@ -28,7 +28,9 @@ func (s *site) pushFromStandby(t *testing.T, standby, primary *testenv.Postgres)
 func TestAStandbyIsBackedUpAndRestoredAlongEitherTimeline(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	primary := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
+	// Only the test makes checkpoints, and with them restart points: however long a backup takes and the primary writes.
+	primary := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving(
+		"autovacuum=off", "max_wal_size=10GB", "checkpoint_timeout=1d")})
 	primary.Exec(t, "CREATE TABLE journal(id bigserial PRIMARY KEY, note text)", "INSERT INTO journal(note) VALUES ('before')")
 	standby := primary.Standby(t, testenv.PostgresOptions{})
 	restartPoint := func(t *testing.T) {

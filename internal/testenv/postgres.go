@@ -576,10 +576,11 @@ func (p *Postgres) PSQL(t testing.TB, args ...string) string {
 	return string(out)
 }
 
-// SwitchWAL closes the current WAL segment of a primary and returns its name.
+// SwitchWAL closes the current WAL segment of a primary, after a record of its own so that there is something to close,
+// and returns the segment's name.
 func (p *Postgres) SwitchWAL(t testing.TB) string {
 	t.Helper()
-	return p.Query(t, "SELECT pg_walfile_name(pg_switch_wal())")
+	return p.Query(t, "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_create_restore_point('a record to close a segment after')")
 }
 
 // Standby copies the running server by the low-level backup functions, so that it works for every version, and
