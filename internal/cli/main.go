@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -65,6 +66,8 @@ type app struct {
 	config  config.Config
 	log     *slog.Logger
 	closers []func() error
+	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
+	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 }
 
 func (a *app) close() {

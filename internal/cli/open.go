@@ -59,7 +59,9 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 			s = storage.WithPrefix(s, cfg.Folder)
 		}
 	case config.KindS3:
-		s, err = s3.Open(ctx, a.s3Options())
+		var bucket *s3.Store
+		bucket, err = s3.Open(ctx, a.s3Options())
+		s, a.abortStale = bucket, bucket.AbortStale
 	case config.KindNone:
 		return nil, hint.With(fmt.Errorf("cannot open the archive: no storage is set"),
 			"set WALG_FILE_PREFIX=/path or WALG_S3_PREFIX=s3://bucket/path in the environment or in a configuration file")
@@ -76,6 +78,32 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	return storage.WithRetry(s, storage.RetryOptions{OnRetry: func(err error, wait time.Duration) {
 		a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
 	}}), nil
+}
+
+const (
+	// staleAfter is when an upload without progress is taken for one that a killed process left behind. The stall limit and
+	// the retries end any that lives long before.
+	staleAfter = 24 * time.Hour
+	// tidyLimit bounds the search for such uploads.
+	tidyLimit = time.Minute
+)
+
+// abortStaleUploads removes the parts that killed processes have left on S3. The backup is taken by then, so that nothing
+// here is a failure: without the permissions for it a lifecycle rule does the same.
+func (a *app) abortStaleUploads(ctx context.Context) {
+	if a.abortStale == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
+	defer cancel()
+	aborted, err := a.abortStale(ctx, staleAfter, catalog.Folders()...)
+	if len(aborted) > 0 {
+		a.log.Warn("aborted multipart uploads that a killed process had left behind", "count", len(aborted), "keys", some(aborted))
+	}
+	if err != nil {
+		a.log.Info("multipart uploads that killed processes may have left behind were not all found and aborted; "+
+			"a lifecycle rule for incomplete uploads does that, too", "error", err)
+	}
 }
 
 func (a *app) s3Options() s3.Options {
