@@ -35,6 +35,7 @@ type Process struct {
 
 // Main runs one command and returns the exit code.
 func Main(p Process) int {
+	keepToItself()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
 	a := &app{process: p, screen: newScreen(p.Stderr)}
@@ -142,6 +143,7 @@ func (a *app) load(quiet bool) error {
 	}
 	var err error
 	a.config, err = config.Load(config.Input{Flags: a.flags, Environ: a.process.Environ, File: a.file, Home: home})
+	a.screen.hide(newMask(a.config.Secrets()))
 	if err != nil {
 		return fmt.Errorf("cannot use the settings: %w", err)
 	}
@@ -170,7 +172,7 @@ func (a *app) openLog() error {
 			return fmt.Errorf("cannot open the log: %w", err)
 		}
 		a.closers = append(a.closers, f.Close)
-		out = f
+		out = masked{f, a.screen.mask}
 	}
 	options := &slog.HandlerOptions{Level: map[string]slog.Level{
 		"ERROR": slog.LevelError, "NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug,

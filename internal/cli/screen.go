@@ -16,6 +16,7 @@ import (
 type screen struct {
 	mu       sync.Mutex
 	out      io.Writer
+	mask     mask
 	terminal bool
 	bar      *progressbar.ProgressBar
 }
@@ -32,7 +33,14 @@ func (s *screen) Write(b []byte) (int, error) {
 	if s.bar != nil {
 		_ = s.bar.Clear() // a screen that cannot be written to is nobody's loss
 	}
-	return s.out.Write(b)
+	return masked{s.out, s.mask}.Write(b)
+}
+
+// hide makes the screen mask secrets from now on.
+func (s *screen) hide(m mask) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mask = m
 }
 
 // progressEvery is the interval of progress lines in the log where there is no terminal.
