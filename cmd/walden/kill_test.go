@@ -99,8 +99,8 @@ func (k *killing) moments(t *testing.T, usual []time.Duration, command func(t *t
 ) {
 	t.Helper()
 	name := filepath.Base(t.Name())
-	missed, wanted := 0, testenv.Pick(3, 100)
-	for hits := 0; hits < wanted && missed < 3*wanted && !t.Failed(); {
+	hits, missed, wanted := 0, 0, testenv.Pick(3, 100)
+	for hits < wanted && missed < 3*wanted && !t.Failed() {
 		t.Run("moment", func(t *testing.T) {
 			dir, args := command(t)
 			moment := time.Duration(k.chance.Int64N(int64(median(usual))))
@@ -119,7 +119,10 @@ func (k *killing) moments(t *testing.T, usual []time.Duration, command func(t *t
 		})
 	}
 	t.Logf("%s takes %s", name, median(usual))
-	testenv.Figure(t, k.group, name, wanted)
+	if hits == 0 {
+		t.Error("no kill hit a running process")
+	}
+	testenv.Figure(t, k.group, name, hits)
 	testenv.Figure(t, "ended before its kill (not counted as killed)", name, missed)
 }
 
