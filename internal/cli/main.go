@@ -33,15 +33,17 @@ type Process struct {
 }
 
 // Main runs one command and returns the exit code.
-func Main(p Process) int {
+func Main(p Process) int { return (&app{process: p}).main() }
+
+func (a *app) main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
-	a := &app{process: p, screen: newScreen(p.Stderr)}
+	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
 	root := a.command()
-	root.SetArgs(p.Args)
-	root.SetOut(p.Stdout)
-	root.SetErr(p.Stderr)
+	root.SetArgs(a.process.Args)
+	root.SetOut(a.process.Stdout)
+	root.SetErr(a.process.Stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
@@ -61,6 +63,7 @@ type app struct {
 	turbo   bool
 	// blocksAtOnce is how many blocks of one object are compressed at the same time; 0 is 1.
 	blocksAtOnce int
+	seams        seams
 
 	config  config.Config
 	log     *slog.Logger
