@@ -60,6 +60,9 @@ func wrapped(wrap func(storage.Store) storage.Store, s storage.Store) storage.St
 	return wrap(s)
 }
 
+// retryTotal is how long a failed request is repeated, besides the time that one hanging request takes.
+const retryTotal = 2 * time.Minute
+
 // openStorage is the only place that chooses a backend.
 func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	var s storage.Store
@@ -86,9 +89,12 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	if limit := a.config.Limits.NetworkRate; limit > 0 {
 		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
 	}
-	s = storage.WithRetry(s, storage.RetryOptions{OnRetry: func(err error, wait time.Duration) {
-		a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
-	}})
+	s = storage.WithRetry(s, storage.RetryOptions{
+		Total: a.config.Limits.StallTimeout + retryTotal, // a request that hung until it was broken off is repeated, too
+		OnRetry: func(err error, wait time.Duration) {
+			a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
+		},
+	})
 	return wrapped(a.seams.retried, s), nil
 }
 
