@@ -33,11 +33,13 @@ type Process struct {
 }
 
 // Main runs one command and returns the exit code.
-func Main(p Process) int { return (&app{process: p}).main() }
-
-func (a *app) main() int {
+func Main(p Process) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
+	return (&app{process: p}).run(ctx)
+}
+
+func (a *app) run(ctx context.Context) int {
 	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
 	root := a.command()

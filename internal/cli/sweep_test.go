@@ -68,6 +68,11 @@ func sweepJobs() []sweepJob {
 			check: freshIsArchivedOrAbsent},
 		{name: "wal-push of an archived file", failed: exitError, prepare: (*trial).archiveFresh,
 			args: func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
+		{name: "wal-push to an archive without identity", failed: exitError, prepare: func(r *trial) { r.remove("walden_identity.json") },
+			args: func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
+		{name: "wal-push to an archive of WAL without identity", failed: exitError,
+			prepare: func(r *trial) { r.remove("walden_identity.json", keysIn(r.t, r.store, "basebackups_005/")...) },
+			args:    func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
 		{name: "wal-fetch", failed: exitStopRecovery, prepare: (*trial).inArchiveRecovery, args: walFetch(archived), check: fetchedWALIsRight},
 		{name: "wal-fetch under another codec", failed: exitStopRecovery, prepare: func(r *trial) {
 			r.inArchiveRecovery()
@@ -108,8 +113,10 @@ func TestEveryCommandUnderEveryFault(t *testing.T) {
 	for _, j := range sweepJobs() {
 		t.Run(j.name, func(t *testing.T) {
 			t.Parallel()
-			onFiles := func(t *testing.T) *trial { return s.onFiles(t, j) }
-			s.sweep(t, j, onFiles)
+			s.sweep(t, j, func(t *testing.T) *trial { return s.onFiles(t, j) })
+			if j.server {
+				s.serverStartsFromBackup(t, j)
+			}
 		})
 		t.Run(j.name+" on S3", func(t *testing.T) {
 			t.Parallel()
@@ -123,7 +130,11 @@ func (s *sweep) sweep(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial
 	chance := testenv.Rand(t)
 	calls := s.undisturbed(t, j, newTrial)
 	for _, kind := range storagetest.Kinds() {
-		for _, at := range []place{onceBelow, forGood} {
+		places := []place{onceBelow, forGood}
+		if j.expensive() && !testenv.Full() {
+			places = places[chance.IntN(2):][:1]
+		}
+		for _, at := range places {
 			most := 0
 			for _, c := range calls[at] {
 				if kind.AppliesTo(c.Op) {
@@ -154,7 +165,7 @@ func (s *sweep) sweep(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial
 					t.Errorf("%s %s: there were %d calls without a fault, but the %dth did not come", kind, at, most, n)
 				}
 			case most > 0:
-				for _, n := range someOf(chance, most, j.server || j.once) {
+				for _, n := range someOf(chance, most, j.expensive()) {
 					try(n)
 				}
 			}
@@ -166,16 +177,18 @@ func (s *sweep) sweep(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial
 	}
 }
 
-// someOf chooses calls from 1 to most: the first, the last and one between, or one at all of an expensive job.
+// someOf chooses calls from 1 to most: the first or the last and any one, or one at all of an expensive job.
 func someOf(chance *rand.Rand, most int, expensive bool) []int {
-	any := 1 + chance.IntN(most)
-	if expensive {
-		return []int{any}
+	list := []int{1 + chance.IntN(most)}
+	if !expensive {
+		list = append(list, []int{1, most}[chance.IntN(2)])
 	}
-	list := []int{1, any, most}
 	slices.Sort(list)
 	return slices.Compact(list)
 }
+
+// expensive tells whether a run takes seconds: it moves a whole cluster.
+func (j sweepJob) expensive() bool { return j.server || j.once }
 
 // sample tries one call in every way, or one at all, on a storage where waits take their time: hanging is tried once only.
 func (s *sweep) sample(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial) {
@@ -526,7 +539,7 @@ func (r *trial) command(sm seams, environ []string, args ...string) outcome {
 	mark := r.number()
 	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels("sweep", mark)))
 	defer pprof.SetGoroutineLabels(context.Background())
-	code := a.main()
+	code := a.run(context.Background())
 	debug.SetGCPercent(100) // the commands for single files collect no garbage: their process ends at once
 	debug.SetMemoryLimit(math.MaxInt64)
 	if left := goroutinesOf(mark); left != "" {
@@ -535,8 +548,8 @@ func (r *trial) command(sm seams, environ []string, args ...string) outcome {
 	return outcome{code: code, stdout: out.String(), stderr: errs.String()}
 }
 
-// goroutinesOf returns the stacks of walden's goroutines that were begun under the label, the caller's own excepted. Ending takes
-// a goroutine a moment after it has told that it ends.
+// goroutinesOf returns the stacks of walden's goroutines that were begun under the label, without the caller's own and those of
+// connections that package http keeps for later requests. Ending takes a goroutine a moment after it has told that it ends.
 func goroutinesOf(mark string) string {
 	const patience = 200
 	for try := 1; ; try++ {
@@ -546,7 +559,8 @@ func goroutinesOf(mark string) string {
 		}
 		var left []string
 		for record := range strings.SplitSeq(profile.String(), "\n\n") {
-			if strings.Contains(record, `"sweep":"`+mark+`"`) && strings.Contains(record, "walden-pg/walden/") && !strings.Contains(record, "cli.goroutinesOf") {
+			ours := strings.Contains(record, `"sweep":"`+mark+`"`) && strings.Contains(record, "walden-pg/walden/")
+			if ours && !strings.Contains(record, "cli.goroutinesOf") && !strings.Contains(record, "http.(*persistConn)") {
 				left = append(left, record)
 			}
 		}
@@ -616,11 +630,18 @@ func (r *trial) checkNothingIsLeft(o outcome) {
 	}
 }
 
+// listedBackup is what the sweep looks at in a list.
+type listedBackup struct {
+	BackupName  string `json:"backup_name"`
+	WALFileName string `json:"wal_file_name"`
+	Status      string `json:"status"`
+}
+
 // list returns the backups that are listed without a fault.
-func (r *trial) list() []listed {
+func (r *trial) list() []listedBackup {
 	r.t.Helper()
 	o := r.command(seams{}, r.environ, "backup-list", "--json")
-	var list []listed
+	var list []listedBackup
 	if err := json.Unmarshal([]byte(o.stdout), &list); o.code != 0 || err != nil {
 		r.t.Fatalf("%s: backup-list afterwards: exit code %d, %v\n%s", r.what, o.code, err, o.stderr)
 	}
@@ -636,7 +657,7 @@ func listIsRight(r *trial, o outcome) {
 		}
 		return
 	}
-	var list []listed
+	var list []listedBackup
 	if err := json.Unmarshal([]byte(o.stdout), &list); err != nil {
 		r.errorf("%v: %s", err, o.stdout)
 	}
@@ -687,6 +708,14 @@ func (r *trial) archiveFresh() {
 	r.t.Helper()
 	if o := r.command(seams{}, r.environ, "wal-push", r.fresh); o.code != exitOK {
 		r.t.Fatalf("exit code %d\n%s", o.code, o.stderr)
+	}
+}
+
+// remove takes objects out of the archive.
+func (r *trial) remove(key string, more ...string) {
+	r.t.Helper()
+	if err := r.store.Delete(r.t.Context(), append(more, key)...); err != nil {
+		r.t.Fatal(err)
 	}
 }
 
@@ -817,6 +846,29 @@ func backupsRestore(r *trial, o outcome) {
 			r.errorf("%s is left of a backup that the message does not name", key)
 		}
 	}
+}
+
+// serverStartsFromBackup is the proof that a directory which compares equal, as checkRestored compares it, is a cluster.
+func (s *sweep) serverStartsFromBackup(t *testing.T, j sweepJob) {
+	t.Helper()
+	r := s.onFiles(t, j)
+	defer r.end()
+	for _, args := range [][]string{j.args(r), {"backup-fetch", r.target(), "LATEST"}} {
+		if o := r.command(seams{retried: r.archiving}, r.environ, args...); o.code != exitOK {
+			t.Fatalf("%v: exit code %d\n%s", args, o.code, o.stderr)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(r.target(), "recovery.signal"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	restored := testenv.OpenPostgres(t, r.target(), testenv.PostgresOptions{Settings: map[string]string{
+		"restore_command": "cp " + s.kept + "/%f %p", "archive_mode": "off",
+	}})
+	const digest = "SELECT count(*), md5(string_agg(id || note, ',' ORDER BY id)) FROM journal"
+	if got, want := restored.Query(t, digest), s.postgres.Query(t, digest); got != want {
+		t.Errorf("the restored server has %s, the server %s", got, want)
+	}
+	restored.Stop("immediate")
 }
 
 // archiving wraps the storage of a backup-push: before it is asked for WAL, everything that the server has archived is in it. So
