@@ -262,20 +262,21 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 	}
 	switch {
 	case b.ManifestSHA256 != "":
-		err = c.readManifest(ctx, b, &l)
+		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, func(r io.Reader) error {
+			l = Listing{}
+			return readManifest(r, b, &l)
+		})
 	case b.embeddedFiles != nil:
-		err = c.listOther(ctx, b, &l, stored, strings.NewReader(`{"Files":`+string(b.embeddedFiles)+`}`))
+		err = c.listOther(b, &l, stored, strings.NewReader(`{"Files":`+string(b.embeddedFiles)+`}`))
 	case b.filesDisabled:
-		err = c.listOther(ctx, b, &l, stored, nil)
+		err = c.listOther(b, &l, stored, nil)
 	default:
-		var r io.ReadCloser
-		r, err = c.repo.OpenPlain(ctx, backupDir(b.Name)+filesName)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && b.Delta == nil:
-			err = c.listOther(ctx, b, &l, stored, nil)
-		case err == nil:
-			err = c.listOther(ctx, b, &l, stored, r)
-			r.Close()
+		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+filesName, func(r io.Reader) error {
+			l = Listing{}
+			return c.listOther(b, &l, stored, r)
+		})
+		if errors.Is(err, fs.ErrNotExist) && b.Delta == nil {
+			err = c.listOther(b, &l, stored, nil)
 		}
 	}
 	if err != nil {
@@ -311,19 +312,14 @@ func (c *Catalog) storedParts(ctx context.Context, backup string) (map[string]in
 }
 
 // readManifest reads walden's manifest, whose hash the sentinel holds.
-func (c *Catalog) readManifest(ctx context.Context, b Backup, l *Listing) error {
-	r, err := c.repo.OpenPlain(ctx, backupDir(b.Name)+manifestName)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
+func readManifest(r io.Reader, b Backup, l *Listing) error {
 	sum := sha256.New()
 	all := io.TeeReader(bufio.NewReaderSize(r, 256<<10), sum)
 	d := json.NewDecoder(all)
 	var head manifestHead
 	l.Files = map[string]File{}
 	l.Hashed = true
-	err = eachMember(d, func(key string) error {
+	err := eachMember(d, func(key string) error {
 		switch key {
 		case "parts":
 			return eachItem(d, func() error {
@@ -417,7 +413,7 @@ func (l *Listing) addFile(m manifestFile) error {
 }
 
 // listOther reads files_metadata.json, or the list embedded in a version 1 sentinel; r is nil when there is none.
-func (c *Catalog) listOther(ctx context.Context, b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
+func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
 	named := map[string]bool{}
 	if r != nil {
 		d := json.NewDecoder(bufio.NewReaderSize(r, 256<<10))

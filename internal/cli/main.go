@@ -38,12 +38,16 @@ func Main(p Process) int {
 	keepToItself()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
-	a := &app{process: p, screen: newScreen(p.Stderr)}
+	return (&app{process: p}).run(ctx)
+}
+
+func (a *app) run(ctx context.Context) int {
+	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
 	root := a.command()
-	root.SetArgs(p.Args)
-	root.SetOut(p.Stdout)
-	root.SetErr(p.Stderr)
+	root.SetArgs(a.process.Args)
+	root.SetOut(a.process.Stdout)
+	root.SetErr(a.process.Stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
@@ -63,6 +67,7 @@ type app struct {
 	turbo   bool
 	// blocksAtOnce is how many blocks of one object are compressed at the same time; 0 is 1.
 	blocksAtOnce int
+	seams        seams
 
 	config  config.Config
 	log     *slog.Logger

@@ -47,6 +47,22 @@ func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, e
 	return catalog.New(repo.New(s, c, crypt.None{}, repo.Options{Log: a.log}), a.log), c, nil
 }
 
+// seams are where tests come between walden and its storage: directly around the backend, where a failure is one that may
+// pass, and around everything that repeats failed operations, where it is one for good. Nil leaves a store as it is.
+type seams struct {
+	backend, retried func(storage.Store) storage.Store
+}
+
+func wrapped(wrap func(storage.Store) storage.Store, s storage.Store) storage.Store {
+	if wrap == nil {
+		return s
+	}
+	return wrap(s)
+}
+
+// retryTotal is how long a failed request is repeated, besides the time that one hanging request takes.
+const retryTotal = 2 * time.Minute
+
 // openStorage is the only place that chooses a backend.
 func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	var s storage.Store
@@ -71,13 +87,17 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s = storage.WithStallLimit(s, a.config.Limits.StallTimeout)
+	s = storage.WithStallLimit(wrapped(a.seams.backend, s), a.config.Limits.StallTimeout)
 	if limit := a.config.Limits.NetworkRate; limit > 0 {
 		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
 	}
-	return storage.WithRetry(s, storage.RetryOptions{OnRetry: func(err error, wait time.Duration) {
-		a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
-	}}), nil
+	s = storage.WithRetry(s, storage.RetryOptions{
+		Total: a.config.Limits.StallTimeout + retryTotal, // a request that hung until it was broken off is repeated, too
+		OnRetry: func(err error, wait time.Duration) {
+			a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
+		},
+	})
+	return wrapped(a.seams.retried, s), nil
 }
 
 const (

@@ -175,9 +175,35 @@ func writeBytes(b []byte) func(io.Writer) error {
 	}
 }
 
-// OpenPlain opens a document.
-func (r *Repo) OpenPlain(ctx context.Context, name string) (io.ReadCloser, error) {
-	return r.store.Get(ctx, name)
+// ReadPlain gives a document that is too large to be held in memory to read. When the storage fails in the middle, read
+// is called again, as the retry policy says, and must start from the beginning. An error of read's own is returned as it is.
+func (r *Repo) ReadPlain(ctx context.Context, name string, read func(io.Reader) error) error {
+	return r.again(ctx, name, func() (bool, error) {
+		body, err := r.store.Get(ctx, name)
+		if err != nil {
+			return false, err // opening is repeated by the store, see storage.WithRetry
+		}
+		watched := &watchedReader{r: body}
+		err = read(watched)
+		if cerr := body.Close(); err == nil {
+			err = cerr
+		}
+		return watched.failed, err
+	})
+}
+
+// watchedReader notes whether reading failed other than by the end.
+type watchedReader struct {
+	r      io.Reader
+	failed bool
+}
+
+func (w *watchedReader) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	if err != nil && err != io.EOF {
+		w.failed = true
+	}
+	return n, err
 }
 
 // GetPlain reads a document of at most limit bytes; the error for a larger one is [ErrTooLarge]. When the storage

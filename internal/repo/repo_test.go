@@ -612,14 +612,42 @@ func TestDocumentsAreStoredAsTheyAre(t *testing.T) {
 	if _, err := r.GetPlain(t.Context(), "none.json", 10); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("GetPlain of nothing: %v", err)
 	}
-	body, err := r.OpenPlain(t.Context(), "d.json")
-	if err != nil {
-		t.Fatal(err)
+}
+
+func TestADocumentIsReadAgainWhenTheStorageFailsInTheMiddle(t *testing.T) {
+	t.Parallel()
+	doc := text(100_000)
+	own := errors.New("not what was expected")
+	for _, c := range []struct {
+		rule  storagetest.Rule
+		own   error
+		calls int
+		want  error
+	}{
+		{storagetest.Rule{Kind: storagetest.Half, Nth: 3}, nil, 1, nil}, // no third reading
+		{storagetest.Rule{Kind: storagetest.Half, Nth: 1}, nil, 2, nil},
+		{storagetest.Rule{Kind: storagetest.Half}, nil, 3, storagetest.ErrInjected},
+		{storagetest.Rule{Kind: storagetest.Truncate}, own, 1, own},
+		{storagetest.Rule{Err: fs.ErrNotExist}, nil, 0, fs.ErrNotExist},
+	} {
+		inner := storagetest.NewMemory()
+		if err := inner.Put(t.Context(), "d.json", bytes.NewReader(doc)); err != nil {
+			t.Fatal(err)
+		}
+		r := New(storagetest.NewFault(inner, c.rule), mustCodec(t, "lz4"), crypt.None{}, quick())
+		var got []byte
+		calls := 0
+		err := r.ReadPlain(t.Context(), "d.json", func(in io.Reader) (err error) {
+			calls++
+			if got, err = io.ReadAll(in); err != nil {
+				return err
+			}
+			return c.own
+		})
+		if !errors.Is(err, c.want) || calls != c.calls || err == nil && !bytes.Equal(got, doc) {
+			t.Errorf("%s: %d bytes after %d calls, %v", c.rule.Kind, len(got), calls, err)
+		}
 	}
-	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, doc) {
-		t.Errorf("OpenPlain = %q, %v", got, err)
-	}
-	_ = body.Close()
 }
 
 // discardStore throws objects away, as slowly as a page cache.
