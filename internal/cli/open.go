@@ -73,9 +73,18 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	if limit := a.config.Limits.NetworkRate; limit > 0 {
 		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
 	}
-	return storage.WithRetry(s, storage.RetryOptions{OnRetry: func(err error, wait time.Duration) {
-		a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
-	}}), nil
+	return storage.WithRetry(s, storage.RetryOptions{
+		Total:   max(retryTotal, 2*a.config.Limits.StallTimeout), // so that what hung once is tried again
+		OnRetry: a.storageFailed,
+	}), nil
+}
+
+// retryTotal is how long a failed operation of the storage is repeated at least.
+const retryTotal = 2 * time.Minute
+
+// storageFailed tells the operator of a failure that may pass.
+func (a *app) storageFailed(err error, wait time.Duration) {
+	a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
 }
 
 func (a *app) s3Options() s3.Options {
@@ -99,7 +108,7 @@ func (a *app) s3Options() s3.Options {
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
 		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
-		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests,
+		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests, OnRetry: a.storageFailed,
 	}
 }
 

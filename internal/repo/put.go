@@ -94,6 +94,9 @@ func (r *Repo) again(ctx context.Context, object string, try func() (retry bool,
 		}
 		if cause := context.Cause(ctx); cause != nil {
 			if errors.Is(err, ctx.Err()) || errors.Is(err, cause) {
+				if last := storage.LastFailure(err); last != nil {
+					return fmt.Errorf("cannot finish with %q in %s: %w; the last attempt failed: %w", object, r.store, cause, last)
+				}
 				return fmt.Errorf("cannot finish with %q in %s: %w", object, r.store, cause)
 			}
 			return err
