@@ -89,6 +89,7 @@ func (x *Toxiproxy) await(t testing.TB, ended <-chan struct{}) {
 // ToxicProxy is one proxy: it listens on Address and passes connections on.
 type ToxicProxy struct {
 	Address string // 127.0.0.1:port
+	Port    int
 
 	t    testing.TB
 	x    *Toxiproxy
@@ -99,7 +100,7 @@ type ToxicProxy struct {
 func (x *Toxiproxy) Proxy(t testing.TB, to string) *ToxicProxy {
 	t.Helper()
 	port := freePort(t)
-	p := &ToxicProxy{Address: fmt.Sprintf("127.0.0.1:%d", port), t: t, x: x}
+	p := &ToxicProxy{Address: fmt.Sprintf("127.0.0.1:%d", port), Port: port, t: t, x: x}
 	name := fmt.Sprintf("proxy%d", port)
 	p.path = "/proxies/" + name
 	x.call(t, http.MethodPost, "/proxies", map[string]any{
