@@ -173,7 +173,12 @@ func (c *stallClock) verdict(err error) error {
 	}
 	var stall *StallError
 	if errors.As(context.Cause(c.ctx), &stall) {
-		return &StallError{Doing: stall.Doing, Limit: stall.Limit, Last: LastFailure(err)}
+		last := LastFailure(err)
+		var timeout interface{ Timeout() bool }
+		if errors.As(last, &timeout) && timeout.Timeout() {
+			last = nil // an attempt that hung as well tells nothing more
+		}
+		return &StallError{Doing: stall.Doing, Limit: stall.Limit, Last: last}
 	}
 	return err
 }

@@ -538,3 +538,29 @@ func TestADownloadThatTricklesIsAStall(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// failingThenHanging fails the first time and answers no further call.
+type failingThenHanging struct {
+	storage.Store
+	calls int
+}
+
+func (s *failingThenHanging) Stat(ctx context.Context, _ string) (storage.Object, error) {
+	if s.calls++; s.calls == 1 {
+		return storage.Object{}, errors.New("the disk is on fire")
+	}
+	<-ctx.Done()
+	return storage.Object{}, ctx.Err()
+}
+
+func TestRetryTellsAtADeadlineWhatHadFailed(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	s := storage.WithRetry(&failingThenHanging{Store: filled(t)}, storage.RetryOptions{FirstWait: time.Millisecond})
+	_, err := s.Stat(ctx, "k")
+	if last := storage.LastFailure(err); !errors.Is(err, context.DeadlineExceeded) || last == nil ||
+		last.Error() != "the disk is on fire" || !strings.Contains(err.Error(), "the disk is on fire") {
+		t.Errorf("%v; last failure: %v", err, last)
+	}
+}

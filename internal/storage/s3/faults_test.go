@@ -917,6 +917,31 @@ func TestTheEndOfADeadlineTellsWhatWasTriedUntilThen(t *testing.T) {
 	}
 }
 
+// TestAWrongClockIsCorrectedByTheServicesAnswer refuses what is not signed at the time of a service that is ahead.
+func TestAWrongClockIsCorrectedByTheServicesAnswer(t *testing.T) {
+	t.Parallel()
+	const ahead, tolerated = time.Hour, 15 * time.Minute
+	f := newFake(t)
+	f.fault = func(_ *fake, _ string, _ int, w http.ResponseWriter, r *http.Request) bool {
+		now := time.Now().Add(ahead)
+		w.Header().Set("Date", now.UTC().Format(http.TimeFormat))
+		signed, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
+		if err == nil && now.Sub(signed).Abs() < tolerated {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		refuse(w, 403, "RequestTimeTooSkewed")
+		return true
+	}
+	s := openTest(t, f.options())
+	if err := s.Put(t.Context(), "key", strings.NewReader("content")); err != nil {
+		t.Error(err)
+	}
+	if got := mustGet(t, s, "key"); string(got) != "content" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestCredentialsOfAFileAreReadAgainWhenTheServiceCallsThemExpired lets them be renewed behind walden's back.
 func TestCredentialsOfAFileAreReadAgainWhenTheServiceCallsThemExpired(t *testing.T) {
 	t.Parallel()
