@@ -130,7 +130,7 @@ func storageFaults() []storageFault {
 		{name: "slow down, for ever", requests: refuse(503, "SlowDown", always), says: []string{"HTTP 503"}},
 		{name: "500, every third", passes: true, settings: patient, requests: refuse(500, "InternalError", everyThird)},
 		{name: "500, for ever", requests: refuse(500, "InternalError", always), says: []string{"HTTP 500"}},
-		{name: "session expires", requests: refuse(400, "ExpiredToken", func(n int) bool { return n > 2 }), without: "backup-list",
+		{name: "session expires", requests: refuse(400, "ExpiredToken", func(n int) bool { return n > 2 }), without: "backup-list wal-fetch",
 			says: []string{"session token has expired", "hint: obtain new credentials"}},
 		{name: "session expires and is renewed", fromFile: true, passes: true, settings: patient, requests: renewal},
 		{name: "clock skew", requests: refuse(403, "RequestTimeTooSkewed", always),
@@ -141,7 +141,7 @@ func storageFaults() []storageFault {
 			says: []string{"is in region eu-central-1, not in us-east-1", "hint: set AWS_REGION"}},
 		{name: "half a listing", requests: func(*cell) meddling {
 			return altered(isListing, func(b []byte) []byte { return b[:len(b)/2] })
-		}, passing: "wal-fetch", says: []string{"cannot list"}},
+		}, passing: "wal-fetch", says: []string{"the answer cannot be read", "hint: something may answer in the service's place"}},
 		{name: "damage on the way", requests: func(*cell) meddling {
 			return altered(func(r *http.Request) bool { return r.Method == http.MethodGet && !isListing(r) },
 				func(b []byte) []byte {
@@ -151,7 +151,7 @@ func storageFaults() []storageFault {
 					}
 					return b
 				})
-		}, without: "wal-push backup-push", passing: "backup-list", says: []string{"s3://"}},
+		}, without: "wal-push backup-push", says: []string{"damaged"}},
 		{name: "a page of HTML", requests: func(*cell) meddling {
 			return func(_ int, w http.ResponseWriter, r *http.Request) bool {
 				_, _ = io.Copy(io.Discard, r.Body)
@@ -199,23 +199,34 @@ func redirect(status int, code string) func(*cell) meddling {
 	}
 }
 
-// halfClose sends half of an answer and then the end of the stream, while it still reads.
+// halfClose sends half of the storage's answer and then the end of the stream, while it still reads.
 func halfClose(when func(n int) bool) meddling {
 	return func(n int, w http.ResponseWriter, r *http.Request) bool {
-		if !when(n) {
+		if !when(n) || r.Method != http.MethodGet {
 			return false
 		}
-		_, _ = io.Copy(io.Discard, r.Body)
+		rec := recorded(r)
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return false
 		}
-		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nEtag: \"x\"\r\n\r\nhalf")
+		_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\n", rec.Code, http.StatusText(rec.Code))
+		rec.Header().Set("Content-Length", fmt.Sprint(rec.Body.Len()))
+		_ = rec.Header().Write(conn)
+		_, _ = io.WriteString(conn, "\r\n")
+		_, _ = conn.Write(rec.Body.Bytes()[:rec.Body.Len()/2])
 		_ = conn.(*net.TCPConn).CloseWrite()
 		_, _ = io.Copy(io.Discard, conn) // until walden gives up
 		_ = conn.Close()
 		return true
 	}
+}
+
+// recorded lets the storage answer.
+func recorded(r *http.Request) *httptest.ResponseRecorder {
+	rec := httptest.NewRecorder()
+	r.Context().Value(meddlerKey{}).(*meddler).storage.ServeHTTP(rec, r)
+	return rec
 }
 
 // completes answers CompleteMultipartUpload with 200 and an error, which S3 does when it fails late.
@@ -246,8 +257,7 @@ func altered(which func(*http.Request) bool, change func([]byte) []byte) meddlin
 		if !which(r) {
 			return false
 		}
-		rec := httptest.NewRecorder()
-		r.Context().Value(meddlerKey{}).(*meddler).storage.ServeHTTP(rec, r)
+		rec := recorded(r)
 		b := change(rec.Body.Bytes())
 		for name, values := range rec.Header() {
 			w.Header()[name] = values
@@ -409,18 +419,37 @@ func (w *network) uploads(t *testing.T, prefix string) int {
 func TestNetworkFaultsOfTheStorageEndCommandsInTimeAndHarmNothing(t *testing.T) {
 	t.Parallel()
 	w := newNetwork(t, testenv.Pick(2, 3))
+	waiting := newCrowd(t)
 	for i, fault := range storageFaults() {
 		for j, command := range storageCommands {
 			if strings.Contains(fault.without, command) || !testenv.Full() && (i+j)%3 != 0 {
 				continue
 			}
-			t.Run(fault.name+"/"+command, func(t *testing.T) {
-				t.Parallel()
+			waiting.run(fault.name+"/"+command, func(t *testing.T) {
 				w.try(t, fault, command)
 				testenv.Figure(t, "network faults", "S3, "+command, 1)
 			})
 		}
 	}
+	waiting.work.Wait()
+}
+
+// crowd runs subtests that mostly wait, more of them at once than there are processors, which bound parallel tests.
+type crowd struct {
+	t     *testing.T
+	slots chan struct{}
+	work  sync.WaitGroup
+}
+
+// newCrowd belongs to t, whose test function has to wait for it.
+func newCrowd(t *testing.T) *crowd { return &crowd{t: t, slots: make(chan struct{}, 8)} }
+
+func (c *crowd) run(name string, f func(t *testing.T)) {
+	c.work.Go(func() {
+		c.slots <- struct{}{}
+		defer func() { <-c.slots }()
+		c.t.Run(name, f)
+	})
 }
 
 var unsafeInPrefix = regexp.MustCompile(`[^a-z0-9]+`)
@@ -678,19 +707,17 @@ func hba(lines string) func(*testing.T, *testenv.Postgres, *testenv.ToxicProxy) 
 func TestNetworkFaultsOfPostgreSQLEndABackupInTimeAndLeaveNoBackupMode(t *testing.T) {
 	t.Parallel()
 	toxic := testenv.StartToxiproxy(t)
-	slots := make(chan struct{}, 4) // servers at once
+	waiting := newCrowd(t)
 	for _, fault := range serverFaults() {
 		if fault.full && !testenv.Full() {
 			continue
 		}
-		t.Run(fault.name, func(t *testing.T) {
-			t.Parallel()
-			slots <- struct{}{}
-			defer func() { <-slots }()
+		waiting.run(fault.name, func(t *testing.T) {
 			fault.try(t, toxic)
 			testenv.Figure(t, "network faults", "PostgreSQL, backup-push", 1)
 		})
 	}
+	waiting.work.Wait()
 }
 
 // try takes a backup under a fault, judges what came of it, and takes one without the fault.

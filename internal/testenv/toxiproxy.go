@@ -94,6 +94,8 @@ type ToxicProxy struct {
 	t    testing.TB
 	x    *Toxiproxy
 	path string // in the API
+
+	upstream string // host:port
 }
 
 // Proxy makes a proxy in front of the address to, which is host:port.
@@ -101,11 +103,8 @@ func (x *Toxiproxy) Proxy(t testing.TB, to string) *ToxicProxy {
 	t.Helper()
 	port := freePort(t)
 	p := &ToxicProxy{Address: fmt.Sprintf("127.0.0.1:%d", port), Port: port, t: t, x: x}
-	name := fmt.Sprintf("proxy%d", port)
-	p.path = "/proxies/" + name
-	x.call(t, http.MethodPost, "/proxies", map[string]any{
-		"name": name, "listen": p.Address, "upstream": to, "enabled": true,
-	})
+	p.path, p.upstream = fmt.Sprintf("/proxies/proxy%d", port), to
+	p.create()
 	t.Cleanup(func() { x.call(t, http.MethodDelete, p.path, nil) })
 	return p
 }
@@ -136,20 +135,19 @@ func (p *ToxicProxy) Down() {
 	p.x.call(p.t, http.MethodPost, p.path, map[string]any{"enabled": false})
 }
 
-// Mend ends all faults: connections that met one are closed, new ones pass.
+// Mend ends all faults: open connections are closed, new ones pass. The proxy is made anew, since toxiproxy waits for the
+// bytes on their way when a toxic is removed.
 func (p *ToxicProxy) Mend() {
 	p.t.Helper()
-	p.x.call(p.t, http.MethodPost, p.path, map[string]any{"enabled": false})
-	var toxics []struct {
-		Name string `json:"name"`
-	}
-	if err := json.Unmarshal(p.x.call(p.t, http.MethodGet, p.path+"/toxics", nil), &toxics); err != nil {
-		p.t.Fatal(err)
-	}
-	for _, f := range toxics {
-		p.x.call(p.t, http.MethodDelete, p.path+"/toxics/"+f.Name, nil)
-	}
-	p.x.call(p.t, http.MethodPost, p.path, map[string]any{"enabled": true})
+	p.x.call(p.t, http.MethodDelete, p.path, nil)
+	p.create()
+}
+
+func (p *ToxicProxy) create() {
+	p.t.Helper()
+	p.x.call(p.t, http.MethodPost, "/proxies", map[string]any{
+		"name": strings.TrimPrefix(p.path, "/proxies/"), "listen": p.Address, "upstream": p.upstream, "enabled": true,
+	})
 }
 
 // call uses the API and returns its answer.

@@ -163,6 +163,9 @@ func (s *Store) explain(err error) *cause {
 			"without s3:ListBucket S3 reports missing objects as refused ones"
 	case code != "":
 		c.text = fmt.Sprintf("%s: %s%s", code, message, answer(err))
+	case garbled(err) != nil:
+		c.text = "the answer cannot be read: " + garbled(err).Error() + answer(err)
+		c.hint = "something may answer in the service's place: check AWS_ENDPOINT and the proxies between here and there"
 	case tlsProblem(err):
 		c.text, c.permanent = innermost(err).Error(), true
 		c.hint = "check the scheme of AWS_ENDPOINT; for a private authority set S3_CA_CERT_FILE"
@@ -175,6 +178,14 @@ func (s *Store) explain(err error) *cause {
 		}
 	}
 	return c
+}
+
+// garbled returns why an answer was not understood, nil if it was or there was none.
+func garbled(err error) error {
+	if e, ok := errors.AsType[*smithy.DeserializationError](err); ok {
+		return e.Err
+	}
+	return nil
 }
 
 func (s *Store) wrongRegionText(region string) string {
