@@ -46,10 +46,15 @@ const copySize = 256 << 10
 
 // Push archives one file under its name. A file that is archived already with the same content is a success; with other
 // content it is [ErrDifferentContent].
-func Push(ctx context.Context, d Deps, o PushOptions) error {
+func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
 	began := time.Now()
 	ctx, cancel := withDeadline(ctx, o.Timeout, "archiving "+o.Path)
 	defer cancel()
+	defer func() {
+		if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(cause, err)
+		}
+	}()
 	f, err := openFile(o.Path)
 	if err != nil {
 		return err

@@ -60,7 +60,7 @@ func wrapped(wrap func(storage.Store) storage.Store, s storage.Store) storage.St
 	return wrap(s)
 }
 
-// retryTotal is how long a failed request is repeated, besides the time that one hanging request takes.
+// retryTotal is how long a failed operation of the storage is repeated at least.
 const retryTotal = 2 * time.Minute
 
 // openStorage is the only place that chooses a backend.
@@ -92,12 +92,15 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
 	}
 	s = storage.WithRetry(s, storage.RetryOptions{
-		Total: a.config.Limits.StallTimeout + retryTotal, // a request that hung until it was broken off is repeated, too
-		OnRetry: func(err error, wait time.Duration) {
-			a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
-		},
+		Total:   max(retryTotal, 2*a.config.Limits.StallTimeout), // so that what hung once is tried again
+		OnRetry: a.storageFailed,
 	})
 	return wrapped(a.seams.retried, s), nil
+}
+
+// storageFailed tells the operator of a failure that may pass.
+func (a *app) storageFailed(err error, wait time.Duration) {
+	a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
 }
 
 const (
@@ -147,7 +150,7 @@ func (a *app) s3Options() s3.Options {
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
 		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
-		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests,
+		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests, OnRetry: a.storageFailed,
 	}
 }
 

@@ -37,7 +37,7 @@ func (s *Store) AbortStale(ctx context.Context, idle time.Duration, folders ...s
 				key := strings.TrimPrefix(*u.Key, s.o.Prefix)
 				last, err := s.lastPart(ctx, client, u.Key, u.UploadId)
 				if err == nil && last.Before(limit) {
-					if err = s.abortUpload(ctx, client, u.Key, u.UploadId); err == nil {
+					if err = s.abortUpload(ctx, client, leftUpload{u.Key, u.UploadId}); err == nil {
 						aborted = append(aborted, key)
 					}
 				}
@@ -48,11 +48,6 @@ func (s *Store) AbortStale(ctx context.Context, idle time.Duration, folders ...s
 		}
 	}
 	return aborted, nil
-}
-
-func (s *Store) abortUpload(ctx context.Context, client *s3.Client, path, id *string) error {
-	_, err := client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &s.o.Bucket, Key: path, UploadId: id})
-	return err
 }
 
 // lastPart tells when the youngest part of an upload came; the zero time if it has none.
