@@ -550,7 +550,7 @@ func EntryName(name string) (string, error) {
 
 const (
 	// maxValue bounds one value, or one token, of a document that is read piece by piece, in bytes.
-	maxValue = 8 << 20
+	maxValue = 2 << 20
 	// maxDepth bounds how deep the values are nested that are passed over.
 	maxDepth = 1000
 )
