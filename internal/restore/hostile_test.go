@@ -291,7 +291,7 @@ func TestTablespacesInHostilePlacesAreRefused(t *testing.T) {
 		spaceSentinel("relative"):                                    "not an absolute path",
 		spaceSentinel("/etc/passwd"):                                 "cannot restore into",
 		spaceSentinel("/etc/passwd/x"):                               "cannot restore into",
-		strings.ReplaceAll(spaceSentinel("/xZy"), "Z", `\u0000`):                                     "cannot restore into",
+		strings.ReplaceAll(spaceSentinel("/xZy"), "Z", `\u0000`):     "cannot restore into",
 		spaceSentinel(full):                                          "not empty",
 		spaceSentinel(link):                                          "not empty",
 		spaceSentinel(target):                                        "overlap",
