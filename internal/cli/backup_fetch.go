@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ func (a *app) backupFetch() *cobra.Command {
 			"--tablespace-mapping or --restore-spec moves them; their links always belong to DIRECTORY.",
 		Args: arguments(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			debug.SetMemoryLimit(listMemory)
 			if err := a.load(false); err != nil {
 				return err
 			}

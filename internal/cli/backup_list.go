@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -27,6 +28,7 @@ func (a *app) backupList() *cobra.Command {
 			"wrong in a last column \"status\", which is there only when it has something to say.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			debug.SetMemoryLimit(listMemory)
 			if err := a.load(false); err != nil {
 				return err
 			}
