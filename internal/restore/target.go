@@ -110,6 +110,9 @@ func plan(b catalog.Backup, l catalog.Listing, o Options) (*target, error) {
 		}
 	}
 	for _, dir := range append(t.outside(), t.dir) {
+		if err := refuseInsideCluster(dir); err != nil {
+			return nil, err
+		}
 		if err := mustBeWritable(dir); err != nil {
 			return nil, err
 		}
@@ -194,6 +197,20 @@ func (t *target) refuseOverlaps() error {
 func within(inner, outer string) bool {
 	rel, err := filepath.Rel(outer, inner)
 	return err == nil && filepath.IsLocal(rel)
+}
+
+// refuseInsideCluster refuses a place within another data directory: that cluster's backups would hold it, and whoever
+// removes the cluster removes it.
+func refuseInsideCluster(dir string) error {
+	for at := filepath.Dir(dir); ; at = filepath.Dir(at) {
+		if _, err := os.Lstat(filepath.Join(at, pgdata.ControlName)); err == nil {
+			return hint.With(fmt.Errorf("cannot restore into %s: it lies in the data directory of another cluster, %s", dir, at),
+				"give a directory outside of it")
+		}
+		if at == "/" {
+			return nil
+		}
+	}
 }
 
 // mustBeEmpty refuses anything but an empty or absent directory.
