@@ -28,6 +28,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/repo"
 	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/storagetest"
+	"gitlab.com/walden-pg/walden/internal/testenv"
 )
 
 const (
@@ -279,7 +280,9 @@ func TestAnArchiveBelongsToOneCluster(t *testing.T) {
 
 func TestRacingPushesOfOneNameLeaveOneContent(t *testing.T) {
 	t.Parallel()
-	for round := range 5 {
+	rounds := testenv.Pick(5, 100)
+	testenv.Figure(t, "racing pairs", "memory, 16 pushes each", rounds)
+	for round := range rounds {
 		s := storagetest.NewMemory()
 		content := [][]byte{segment(2, cluster, 1, 1), segment(2, cluster, 1, 2)}
 		if round%2 == 0 {

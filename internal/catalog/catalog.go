@@ -18,12 +18,14 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/repo"
+	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -33,7 +35,14 @@ var ErrNoBackups = errors.New("the archive holds no backup")
 // Limits of documents read whole into memory, in bytes.
 const (
 	maxSentinel = 64 << 20 // version 1 sentinels embed the list of files
-	maxDocument = 1 << 20
+	maxDocument = 1 << 20  // any other; and what a sentinel holds besides that list
+)
+
+const (
+	// sentinelMemory bounds what the sentinels take that are read at once, in bytes. One of maxSentinel runs alone.
+	sentinelMemory = 32 << 20
+	// maxListed bounds what a list of backups keeps of its sentinels, in bytes: a hundred thousand usual ones.
+	maxListed = 64 << 20
 )
 
 // readers is how many small documents are fetched at once.
@@ -122,20 +131,31 @@ func (c *Catalog) Check(ctx context.Context) error { return c.repo.Check(ctx) }
 // to the format is listed with its Problem; only a storage that does not answer is an error.
 func (c *Catalog) Backups(ctx context.Context) ([]Backup, error) {
 	var backups []Backup
+	var sizes []int64
 	for o, err := range c.repo.List(ctx, backupsDir) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot list the backups in %s: %w", c, err)
 		}
 		if name, ok := strings.CutSuffix(baseName(o.Key), sentinelSuffix); ok && !o.IsDir() {
 			backups = append(backups, Backup{Name: name, Modified: o.Modified})
+			sizes = append(sizes, o.Size)
 		}
 	}
+	memory := storage.NewBudget(sentinelMemory)
+	var kept atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
 	for i := range backups {
 		g.Go(func() error {
+			if err := memory.Acquire(ctx, sizes[i]); err != nil {
+				return err
+			}
+			defer memory.Release(sizes[i])
 			err := c.readSentinel(ctx, &backups[i])
 			backups[i].embeddedFiles = nil // thousands of version 1 backups must not add up
+			if err == nil && kept.Add(backups[i].kept()) > maxListed {
+				return c.tooMuchListed()
+			}
 			return err
 		})
 	}
@@ -161,15 +181,44 @@ func (c *Catalog) readSentinel(ctx context.Context, b *Backup) error {
 		return err
 	}
 	var s sentinel
-	if err := json.Unmarshal(raw, &s); err != nil {
-		b.Problem = fmt.Errorf("its sentinel is not valid: %w", err)
+	if err := s.parse(raw); err != nil {
+		b.Problem = notValid("sentinel", err)
 		return nil
 	}
 	b.fill(&s)
-	if !backupName.MatchString(b.Name) {
+	switch {
+	case !backupName.MatchString(b.Name):
 		b.Problem = errors.New("its name is not that of a backup")
+	case s.LSN == nil && !isWALE(*b): // {} and null, for example; every writer but WAL-E records where its backup began
+		b.Problem = errors.New("its sentinel is not valid: it has no LSN")
 	}
 	return nil
+}
+
+func (c *Catalog) tooMuchListed() error {
+	return fmt.Errorf("cannot list the backups in %s: what is recorded of them takes more than %d MiB", c, maxListed>>20)
+}
+
+// notValid is the problem of a backup whose document says what no writer says. The decoder's error may hold a megabyte of it.
+func notValid(document string, err error) error {
+	if text := err.Error(); len(text) > 300 {
+		err = errors.New(strings.ToValidUTF8(text[:300], "") + "…")
+	}
+	return fmt.Errorf("its %s is not valid: %w", document, err)
+}
+
+// kept is about how much of its documents the backup keeps in memory, in bytes.
+func (b *Backup) kept() int64 {
+	n := len(b.Hostname) + len(b.DataDir) + len(b.UserData) + len(b.ManifestSHA256) + len(b.WAL)
+	if b.Delta != nil {
+		n += len(b.Delta.From) + len(b.Delta.FullName)
+	}
+	if b.Tablespaces != nil {
+		for _, location := range b.Tablespaces.Tablespaces {
+			n += len(location) + 64
+		}
+	}
+	return int64(n)
 }
 
 func (b *Backup) fill(s *sentinel) {
@@ -198,6 +247,7 @@ func (b *Backup) fill(s *sentinel) {
 // Details completes backups from their metadata.json, which is the authority on the permanent mark. A backup
 // without one keeps what its sentinel says; a document that cannot be read becomes the backup's Problem.
 func (c *Catalog) Details(ctx context.Context, backups []Backup) error {
+	var kept atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
 	for i := range backups {
@@ -218,7 +268,7 @@ func (c *Catalog) Details(ctx context.Context, backups []Backup) error {
 			}
 			var m metadata
 			if err := json.Unmarshal(raw, &m); err != nil {
-				b.Problem = fmt.Errorf("its %s is not valid: %w", metadataName, err)
+				b.Problem = notValid(metadataName, err)
 				return nil
 			}
 			b.Permanent = m.IsPermanent
@@ -228,6 +278,9 @@ func (c *Catalog) Details(ctx context.Context, backups []Backup) error {
 			}
 			if len(m.UserData) > 0 {
 				b.UserData = m.UserData
+			}
+			if kept.Add(b.kept()) > maxListed {
+				return c.tooMuchListed()
 			}
 			return nil
 		})

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -267,7 +268,7 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 			return readManifest(r, b, &l)
 		})
 	case b.embeddedFiles != nil:
-		err = c.listOther(b, &l, stored, strings.NewReader(`{"Files":`+string(b.embeddedFiles)+`}`))
+		err = c.listOther(b, &l, stored, io.MultiReader(strings.NewReader(`{"Files":`), bytes.NewReader(b.embeddedFiles), strings.NewReader("}")))
 	case b.filesDisabled:
 		err = c.listOther(b, &l, stored, nil)
 	default:
@@ -315,7 +316,7 @@ func (c *Catalog) storedParts(ctx context.Context, backup string) (map[string]in
 func readManifest(r io.Reader, b Backup, l *Listing) error {
 	sum := sha256.New()
 	all := io.TeeReader(bufio.NewReaderSize(r, 256<<10), sum)
-	d := json.NewDecoder(all)
+	d := newDecoder(all)
 	var head manifestHead
 	l.Files = map[string]File{}
 	l.Hashed = true
@@ -339,7 +340,13 @@ func readManifest(r io.Reader, b Backup, l *Listing) error {
 				return l.addFile(m)
 			})
 		case "data_size":
-			return d.Decode(&l.DataSize)
+			if err := d.Decode(&l.DataSize); err != nil {
+				return err
+			}
+			if l.DataSize < 0 {
+				return fmt.Errorf("data_size is %d", l.DataSize)
+			}
+			return nil
 		case "pg_wal_link":
 			return d.Decode(&l.WALLink)
 		case "version":
@@ -402,6 +409,9 @@ func (l *Listing) addFile(m manifestFile) error {
 			return fmt.Errorf("file %q has no valid hash and size", m.Name)
 		}
 	}
+	if len(m.Link) > maxName {
+		return fmt.Errorf("file %q is a link to a name of %d bytes, more than a path can have", m.Name, len(m.Link))
+	}
 	if m.Part != nil {
 		f.Part = *m.Part
 	}
@@ -416,7 +426,7 @@ func (l *Listing) addFile(m manifestFile) error {
 func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
 	named := map[string]bool{}
 	if r != nil {
-		d := json.NewDecoder(bufio.NewReaderSize(r, 256<<10))
+		d := newDecoder(bufio.NewReaderSize(r, 256<<10))
 		err := eachMember(d, func(key string) error {
 			switch {
 			case strings.EqualFold(key, "Files"):
@@ -516,9 +526,15 @@ func (r *partReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// maxName is the longest name of an entry in bytes: no file system call takes a longer one (PATH_MAX).
+const maxName = 4096
+
 // EntryName turns the name of a tar entry or of a document into the slash path below the data directory ("" is the
-// directory itself). Names that lead outside are errors, whatever wrote them.
+// directory itself). Names that lead outside, and those too long for any file, are errors, whatever wrote them.
 func EntryName(name string) (string, error) {
+	if len(name) > maxName {
+		return "", fmt.Errorf("the name %.100q… has %d bytes, more than a path can have", name, len(name))
+	}
 	clean := strings.TrimPrefix(path.Clean("/"+strings.TrimPrefix(name, "./")), "/")
 	for el := range strings.SplitSeq(name, "/") {
 		if el == ".." || strings.ContainsRune(el, 0) {
@@ -528,8 +544,53 @@ func EntryName(name string) (string, error) {
 	return clean, nil
 }
 
+const (
+	// maxValue bounds one value, or one token, of a document that is read piece by piece, in bytes.
+	maxValue = 2 << 20
+	// maxDepth bounds how deep the values are nested that are passed over.
+	maxDepth = 1000
+)
+
+// decoder reads a document of any length piece by piece: whoever wrote it, no piece takes more than maxValue of memory.
+type decoder struct {
+	*json.Decoder
+	in *meteredReader
+}
+
+func newDecoder(r io.Reader) decoder {
+	in := &meteredReader{r: r}
+	return decoder{json.NewDecoder(in), in}
+}
+
+// Decode reads the next value.
+func (d decoder) Decode(into any) error {
+	d.in.n = 0
+	return d.Decoder.Decode(into)
+}
+
+// Token reads the next token.
+func (d decoder) Token() (json.Token, error) {
+	d.in.n = 0
+	return d.Decoder.Token()
+}
+
+// meteredReader fails when one piece of a document needs more bytes than a piece can have.
+type meteredReader struct {
+	r io.Reader
+	n int // bytes read for this piece
+}
+
+func (m *meteredReader) Read(b []byte) (int, error) {
+	if m.n > maxValue {
+		return 0, fmt.Errorf("a value of more than %d MiB cannot be", maxValue>>20)
+	}
+	n, err := m.r.Read(b)
+	m.n += n
+	return n, err
+}
+
 // eachMember calls visit for every member of the object that d stands before; visit consumes the value.
-func eachMember(d *json.Decoder, visit func(key string) error) error {
+func eachMember(d decoder, visit func(key string) error) error {
 	if null, err := enter(d, '{'); err != nil || null {
 		return err
 	}
@@ -547,7 +608,7 @@ func eachMember(d *json.Decoder, visit func(key string) error) error {
 }
 
 // eachItem calls visit before every item of the array that d stands before; visit consumes the item.
-func eachItem(d *json.Decoder, visit func() error) error {
+func eachItem(d decoder, visit func() error) error {
 	if null, err := enter(d, '['); err != nil || null {
 		return err
 	}
@@ -560,7 +621,7 @@ func eachItem(d *json.Decoder, visit func() error) error {
 	return err
 }
 
-func enter(d *json.Decoder, open json.Delim) (null bool, err error) {
+func enter(d decoder, open json.Delim) (null bool, err error) {
 	t, err := d.Token()
 	if err != nil {
 		return false, err
@@ -569,13 +630,13 @@ func enter(d *json.Decoder, open json.Delim) (null bool, err error) {
 		return true, nil
 	}
 	if t != open {
-		return false, fmt.Errorf("%v stands where %v is expected", t, open)
+		return false, fmt.Errorf("%.100q stands where %v is expected", fmt.Sprint(t), open)
 	}
 	return false, nil
 }
 
 // skipValue passes over one value without keeping it.
-func skipValue(d *json.Decoder) error {
+func skipValue(d decoder) error {
 	depth := 0
 	for {
 		t, err := d.Token()
@@ -584,7 +645,9 @@ func skipValue(d *json.Decoder) error {
 		}
 		switch t {
 		case json.Delim('{'), json.Delim('['):
-			depth++
+			if depth++; depth > maxDepth {
+				return fmt.Errorf("values nested more than %d deep cannot be", maxDepth)
+			}
 		case json.Delim('}'), json.Delim(']'):
 			depth--
 		}

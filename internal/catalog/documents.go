@@ -45,6 +45,21 @@ type sentinel struct {
 	Files json.RawMessage `json:"Files,omitempty"`
 }
 
+// parse reads a sentinel. Besides the list of files it is as small as any other document: what is read into maps and
+// strings takes many times its length.
+func (s *sentinel) parse(raw []byte) error {
+	if len(raw) > maxDocument {
+		files := struct{ Files json.RawMessage }{}
+		if err := json.Unmarshal(raw, &files); err != nil {
+			return err
+		}
+		if rest := len(raw) - len(files.Files); rest > maxDocument {
+			return fmt.Errorf("besides a list of files it has %d bytes", rest)
+		}
+	}
+	return json.Unmarshal(raw, s)
+}
+
 // sentinelWalden is what walden adds to a sentinel.
 type sentinelWalden struct {
 	Version        string   `json:"Version"`

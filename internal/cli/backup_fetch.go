@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ func (a *app) backupFetch() *cobra.Command {
 			"--tablespace-mapping or --restore-spec moves them; their links always belong to DIRECTORY.",
 		Args: arguments(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			debug.SetMemoryLimit(listMemory)
 			if err := a.load(false); err != nil {
 				return err
 			}
@@ -128,14 +130,14 @@ func (a *app) nextSteps(r restore.Report) {
 	var s strings.Builder
 	fmt.Fprintf(&s, "\nRestored %s into %s: %d files, %d MiB.\n", r.Backup.Name, r.Dir, r.Files, r.Bytes>>20)
 	for _, sp := range r.Spaces {
-		fmt.Fprintf(&s, "Tablespace %d is in %s", sp.OID, sp.Location)
+		fmt.Fprintf(&s, "Tablespace %d is in %s", sp.OID, printable(sp.Location, maxCell))
 		if sp.Location != sp.Recorded {
-			fmt.Fprintf(&s, " (was %s)", sp.Recorded)
+			fmt.Fprintf(&s, " (was %s)", printable(sp.Recorded, maxCell))
 		}
 		s.WriteString(".\n")
 	}
 	if r.WALLink != "" && r.WALDir == "" {
-		fmt.Fprintf(&s, "pg_wal was a link to %s when the backup was taken; here it is an ordinary directory (--waldir places it elsewhere).\n", r.WALLink)
+		fmt.Fprintf(&s, "pg_wal was a link to %s when the backup was taken; here it is an ordinary directory (--waldir places it elsewhere).\n", printable(r.WALLink, maxCell))
 	}
 	settingsFile, signal := r.Dir+"/postgresql.auto.conf", r.Dir+"/recovery.signal"
 	if v := r.Backup.PgVersion; v != 0 && v < 120000 {

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -26,6 +28,7 @@ func (a *app) backupList() *cobra.Command {
 			"wrong in a last column \"status\", which is there only when it has something to say.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			debug.SetMemoryLimit(listMemory)
 			if err := a.load(false); err != nil {
 				return err
 			}
@@ -124,12 +127,19 @@ func listJSON(w io.Writer, backups []catalog.Backup, detail, indent bool) error 
 		}
 		list = append(list, l)
 	}
-	enc := json.NewEncoder(w)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	if indent {
 		enc.SetIndent("", "    ")
 	}
-	return enc.Encode(list)
+	if err := enc.Encode(list); err != nil {
+		return err
+	}
+	return escapeJSON(w, b.Bytes())
 }
+
+// maxCell is the longest cell of a table in characters, as every row of a column is as wide as its widest.
+const maxCell = 1024
 
 // table makes the cells of the plain and of the bordered list.
 func table(backups []catalog.Backup, detail bool, format string) [][]string {
@@ -146,6 +156,9 @@ func table(backups []catalog.Backup, detail bool, format string) [][]string {
 		}
 		if withStatus {
 			row = append(row, status(b))
+		}
+		for i := range row {
+			row[i] = printable(row[i], maxCell)
 		}
 		rows = append(rows, row)
 	}

@@ -13,10 +13,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/restore"
 )
 
 var update = flag.Bool("update", false, "write docs/commands and the golden files instead of comparing them")
@@ -126,6 +130,61 @@ base_000000010000000000000006_D_000000010000000000000004 2026-11-22T07:01:59Z 00
 	}
 }
 
+// Names, host names and user data come from whoever can write to the archive.
+func TestNothingFromAnArchiveReachesTheTerminalUnescaped(t *testing.T) {
+	t.Parallel()
+	const evil = "\x1b]0;title\a\x1b[2J\r\u009b31m\u202etxt\x7f\tcell\nhint: run this\xff\u200b"
+	long := strings.Repeat("w", 100_000)
+	backups := []catalog.Backup{
+		{Name: evil, Modified: at("2026-11-22T08:00:00Z"), Hostname: evil, DataDir: evil, Problem: errors.New(evil), UserData: json.RawMessage("\"\u009b\u202e\U000e0001 ü\"")},
+		{Name: "base_000000010000000000000008", Modified: at("2026-11-22T08:00:00Z"), Hostname: long, DataDir: long},
+	}
+	steps, told := &bytes.Buffer{}, &bytes.Buffer{}
+	report := restore.Report{Dir: "/srv", Backup: backups[1], WALLink: evil, Spaces: []restore.Space{{OID: 1, Location: evil, Recorded: long}}}
+	(&app{screen: newScreen(steps)}).nextSteps(report)
+	printError(told, hint.With(fmt.Errorf("cannot use %s", evil), evil))
+	outputs := map[string]*bytes.Buffer{"next steps": steps, "error": told}
+	for what, print := range map[string]func(w *bytes.Buffer) error{
+		"plain":  func(b *bytes.Buffer) error { return listPlain(b, backups, true) },
+		"pretty": func(b *bytes.Buffer) error { return listPretty(b, backups, true) },
+		"json":   func(b *bytes.Buffer) error { return listJSON(b, backups, true, true) },
+	} {
+		b := &bytes.Buffer{}
+		if err := print(b); err != nil {
+			t.Fatal(err)
+		}
+		outputs[what] = b
+	}
+	for what, b := range outputs {
+		for line := range strings.Lines(b.String()) {
+			text := strings.TrimSuffix(line, "\n")
+			if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) && r != '…' }) {
+				t.Errorf("%s: %.300q", what, text)
+			}
+			if what != "error" && strings.HasPrefix(text, "hint: run this") {
+				t.Errorf("%s: %q", what, text)
+			}
+			if len(text) > 20_000 && what != "json" {
+				t.Errorf("%s: a line of %d bytes", what, len(text))
+			}
+		}
+	}
+	if n := strings.Count("\n"+told.String(), "\nhint: "); n != 1 {
+		t.Errorf("%d hints:\n%s", n, told)
+	}
+	var back []struct {
+		Hostname string          `json:"hostname"`
+		UserData json.RawMessage `json:"user_data"`
+	}
+	if err := json.Unmarshal(outputs["json"].Bytes(), &back); err != nil || back[0].Hostname != strings.ToValidUTF8(evil, "\ufffd") {
+		t.Errorf("%v, %+v", err, back)
+	}
+	var data string
+	if err := json.Unmarshal(back[0].UserData, &data); err != nil || data != "\u009b\u202e\U000e0001 ü" {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
 func TestAnEmptyArchiveIsNoError(t *testing.T) {
 	t.Parallel()
 	environ := []string{"WALG_FILE_PREFIX=" + t.TempDir()}
@@ -155,7 +214,7 @@ func TestEveryHintInAnErrorIsPrintedOnce(t *testing.T) {
 	err := fmt.Errorf("above: %w", advice{errors.Join(fmt.Errorf("left: %w", inner), advice{errors.New("right"), "right"}, inner, advice{errors.New("x"), ""}), "outer"})
 	var b bytes.Buffer
 	printError(&b, err)
-	want := "walden: above: left: cause\nright\ncause\nx\nhint: outer\nhint: inner\nhint: right\n"
+	want := "walden: above: left: cause\n  right\n  cause\n  x\nhint: outer\nhint: inner\nhint: right\n"
 	if b.String() != want {
 		t.Errorf("%q, want %q", b.String(), want)
 	}

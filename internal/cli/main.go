@@ -192,9 +192,9 @@ func (a *app) openLog() error {
 
 // printError prints an error and every hint in it.
 func printError(w io.Writer, err error) {
-	fmt.Fprintf(w, "walden: %v\n", err)
+	fmt.Fprintf(w, "walden: %s\n", printableError(err.Error()))
 	for _, advice := range hint.Of(err) {
-		fmt.Fprintf(w, "hint: %s\n", advice)
+		fmt.Fprintf(w, "hint: %s\n", printableError(advice))
 	}
 }
 

@@ -1,12 +1,17 @@
 package cli
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
@@ -119,4 +124,62 @@ func (p *progress) End() {
 		_ = p.screen.bar.Finish()
 		p.screen.bar = nil
 	}
+}
+
+// printable makes text from an archive fit for a terminal: what is no visible character is written as in a Go string, so
+// that no name and no user data can move the cursor, hide a line or turn its direction; and it ends after limit characters.
+func printable(text string, limit int) string {
+	if utf8.ValidString(text) && utf8.RuneCountInString(text) <= limit && !strings.ContainsFunc(text, hidden) {
+		return text
+	}
+	var out strings.Builder
+	for n := 0; text != "" && n < limit; n++ {
+		r, size := utf8.DecodeRuneInString(text)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&out, `\x%02x`, text[0])
+		case hidden(r):
+			quoted := strconv.QuoteRune(r)
+			out.WriteString(quoted[1 : len(quoted)-1])
+		default:
+			out.WriteRune(r)
+		}
+		text = text[size:]
+	}
+	if text != "" {
+		out.WriteString("…")
+	}
+	return out.String()
+}
+
+func hidden(r rune) bool { return !strconv.IsPrint(r) }
+
+// maxMessage is the longest line of an error in characters.
+const maxMessage = 20_000
+
+// printableError is printable for a message of several lines. Those after the first are indented: a name with a line break in
+// it cannot pretend to be walden's own words.
+func printableError(text string) string {
+	lines := strings.Split(text, "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i], maxMessage)
+	}
+	return strings.Join(lines, "\n  ")
+}
+
+// escapeJSON writes JSON with the hidden characters escaped that JSON allows as they are, such as a terminal's 8-bit controls.
+func escapeJSON(w io.Writer, text []byte) error {
+	out := bufio.NewWriter(w)
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		if r < 0x7f || !hidden(r) {
+			out.Write(text[:size])
+		} else {
+			for _, unit := range utf16.Encode([]rune{r}) {
+				fmt.Fprintf(out, `\u%04x`, unit)
+			}
+		}
+		text = text[size:]
+	}
+	return out.Flush()
 }

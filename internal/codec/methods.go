@@ -50,8 +50,13 @@ func (d lz4Decoder) Reset(r io.Reader) error {
 	return nil
 }
 
-// zstdMaxWindow is the largest window in bytes a zstd reader accepts, 2^27: what `zstd --ultra --long` writes.
-const zstdMaxWindow = 128 * mib
+const (
+	// zstdMaxWindow is the largest window in bytes a zstd reader accepts, 2^27: what `zstd --ultra --long` writes.
+	zstdMaxWindow = 128 * mib
+	// zstdUsualWindow is twice what WAL-G and walden write. Readers of streams with a larger one, which take as much memory,
+	// read one at a time.
+	zstdUsualWindow = 16 * mib
+)
 
 // zstdLevel is a level with what one writer of it needs.
 type zstdLevel struct {
@@ -69,6 +74,12 @@ var zstdLevels = map[string]zstdLevel{
 
 // newZstd writes Zstandard frames with a content checksum; only a stream that fits one block tells its content size.
 func newZstd(l zstdLevel) *method {
+	open := func(window uint64) (*zstd.Decoder, error) {
+		return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(window), zstd.WithDecoderMaxMemory(window))
+	}
+	large := make(chan *zstd.Decoder, 1)
+	large <- nil // is made when it is first needed
 	return &method{
 		name: "zstd", extension: ".zst",
 		writerMemory: l.memory,
@@ -77,10 +88,58 @@ func newZstd(l zstdLevel) *method {
 				zstd.WithEncoderCRC(true), zstd.WithZeroFrames(true))
 		},
 		newDecoder: func() (decoder, error) {
-			return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-				zstd.WithDecoderMaxWindow(zstdMaxWindow), zstd.WithDecoderMaxMemory(zstdMaxWindow))
+			usual, err := open(zstdUsualWindow)
+			return &zstdDecoder{Decoder: usual, usual: usual, large: large, openLarge: func() (*zstd.Decoder, error) { return open(zstdMaxWindow) }}, err
 		},
 	}
+}
+
+// zstdDecoder reads with a decoder of its own, or where the first frame asks for a large window with the one that all
+// share: an archive can ask for it in every object, and a restore reads many at once.
+type zstdDecoder struct {
+	*zstd.Decoder // the one in use
+	usual         *zstd.Decoder
+	large         chan *zstd.Decoder // holds the shared one while nobody uses it
+	openLarge     func() (*zstd.Decoder, error)
+}
+
+func (d *zstdDecoder) Reset(r io.Reader) error {
+	var h zstd.Header
+	if b, ok := r.(*bufio.Reader); ok {
+		start, _ := b.Peek(zstd.HeaderMaxSize) // what is shorter is damaged, or needs no window
+		if h.Decode(start) != nil {
+			h = zstd.Header{}
+		}
+	}
+	window := h.WindowSize
+	if h.SingleSegment {
+		window = h.FrameContentSize
+	}
+	if window > zstdUsualWindow && window <= zstdMaxWindow {
+		shared := <-d.large
+		if shared == nil {
+			var err error
+			if shared, err = d.openLarge(); err != nil {
+				d.large <- nil
+				return err
+			}
+		}
+		d.Decoder = shared
+	}
+	return d.Decoder.Reset(r)
+}
+
+// release gives the shared decoder back. Its buffers are kept for the next reader that needs it.
+func (d *zstdDecoder) release() {
+	if d.Decoder == d.usual {
+		return
+	}
+	shared := d.Decoder
+	d.Decoder = d.usual
+	if shared.Reset(nil) != nil {
+		shared = nil
+	}
+	d.large <- shared
 }
 
 const (

@@ -254,6 +254,9 @@ func (r *reader) Close() error {
 	}
 	in := r.in
 	r.in = nil
+	if d, ok := in.dec.(interface{ release() }); ok {
+		d.release()
+	}
 	in.src = source{err: errClosed}
 	if r.err == nil || r.err == io.EOF { // a decoder that met damage is not trusted again
 		r.method.inputs.Put(in)

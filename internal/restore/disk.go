@@ -55,6 +55,8 @@ type disk struct {
 	syncs   *errgroup.Group // files being synced
 	syncing context.Context // ends with the first that fails
 
+	strays, lost, outward fewLines
+
 	mu     sync.Mutex
 	dirs   map[string]dirInfo // every directory created or named
 	links  map[string]link
@@ -83,15 +85,41 @@ func (d *disk) place(name string) (*os.Root, string) {
 	return d.root, cmp.Or(name, ".")
 }
 
+// stray tells what does not belong into a tablespace and is left out: PostgreSQL has one directory in it, PG_15_202209061,
+// and the places of tablespaces come from the archive. Whoever wrote it must not be able to put a file of any name into an
+// empty directory of this host.
+func (d *disk) stray(name string) bool {
+	root, rel := d.place(name)
+	if root == d.root || root == d.mounts["pg_wal"] || rel == "." || strings.HasPrefix(rel, "PG_") {
+		return false
+	}
+	d.strays.warn(d.log, "an entry of a tablespace is not PostgreSQL's and is left out", "entry", name)
+	return true
+}
+
 // Dir creates a directory; its mode is set when everything in it has been written.
 func (d *disk) Dir(name string, h *tar.Header) error {
+	if d.stray(name) {
+		return nil
+	}
 	if err := d.mkdir(name); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.dirs[name] = dirInfo{fs.FileMode(h.Mode).Perm(), h}
+	d.dirs[name] = dirInfo{fs.FileMode(h.Mode).Perm(), ownerAndMode(h)}
 	return nil
+}
+
+// ownerAndMode keeps of a header what is needed when its entry was written: with PAX records it can have a megabyte.
+func ownerAndMode(h *tar.Header) *tar.Header {
+	short := func(name string) string {
+		if len(name) > maxOwnerName {
+			return ""
+		}
+		return strings.Clone(name)
+	}
+	return &tar.Header{Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, Uname: short(h.Uname), Gname: short(h.Gname), Size: h.Size}
 }
 
 // mkdir creates a directory and those above it.
@@ -130,7 +158,7 @@ func parent(name string) string {
 
 // File writes one file and begins to sync it: the disk works while the next file is unpacked. [disk.synced] waits for it.
 func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
-	if name == markFile { // left in the cluster that was backed up; the one here is this restore's
+	if name == markFile || d.stray(name) { // a mark left in the cluster that was backed up; the one here is this restore's
 		_, err := io.Copy(io.Discard, content)
 		return err
 	}
@@ -238,15 +266,21 @@ func (d *disk) write(f *os.File, b []byte) error {
 // Link remembers a symbolic link: links are made when nothing is written through them any more.
 func (d *disk) Link(name, target string, h *tar.Header) error {
 	if target == path.Base(name) {
-		d.log.Warn("a symbolic link of the backup has lost its target and is left out", "link", name)
+		d.lost.warn(d.log, "a symbolic link of the backup has lost its target and is left out", "link", name)
+		return nil
+	}
+	if d.stray(name) {
 		return nil
 	}
 	if d.mounts[name] != nil { // where tablespaces and pg_wal go is for this restore to say
 		return nil
 	}
+	if len(target) >= unix.PathMax {
+		return fmt.Errorf("cannot make the symbolic link %q: its target has %d bytes", name, len(target))
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.links[name] = link{target, h}
+	d.links[name] = link{strings.Clone(target), ownerAndMode(h)}
 	return nil
 }
 
@@ -283,7 +317,7 @@ func (d *disk) makeLink(name string, l link) error {
 		return d.symlink(d.root, name, l)
 	}
 	if filepath.IsAbs(l.target) || !filepath.IsLocal(path.Join(parent(name), l.target)) {
-		d.log.Warn("a symbolic link leads outside the data directory, as it did when the backup was taken", "link", name, "target", l.target)
+		d.outward.warn(d.log, "a symbolic link leads outside the data directory, as it did when the backup was taken", "link", name, "target", l.target)
 	}
 	root, rel := d.place(name)
 	return d.symlink(root, rel, l)
@@ -356,10 +390,19 @@ func (d *disk) owner(h *tar.Header) (uid, gid int) {
 	return uid, gid
 }
 
+// Bounds of what is asked for and remembered of owners: a host has few, and names no longer than LOGIN_NAME_MAX.
+const (
+	maxOwners    = 1000
+	maxOwnerName = 256
+)
+
 func (d *disk) lookup(key string, find func() (string, error)) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id, ok := d.owners[key]
+	if !ok && (len(d.owners) >= maxOwners || len(key) > maxOwnerName) {
+		return -1
+	}
 	if !ok {
 		id = -1
 		if s, err := find(); err == nil {

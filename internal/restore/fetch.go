@@ -89,7 +89,7 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 	utilities, err := Unpack(ctx, d.Catalog, d.Log, b, listing, o.Workers, sink)
 	d.Progress.End()
 	if err == nil {
-		err = t.complete(ctx, sink, b, utilities)
+		err = t.complete(ctx, d.Log, sink, b, utilities)
 	}
 	if err != nil {
 		return Report{}, hint.With(err, unfinishedHint(t))
@@ -222,7 +222,7 @@ func (t *target) empty() error {
 
 // complete turns the copied files into a data directory that can be started: links, directories, label, and the
 // control file after everything else is safe on disk.
-func (t *target) complete(ctx context.Context, s *disk, b catalog.Backup, u Utilities) error {
+func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b catalog.Backup, u Utilities) error {
 	if u.Label == nil {
 		return fmt.Errorf("cannot complete the restore of %s: the backup has no %s, without which recovery would begin in the wrong place", b.Name, labelFile)
 	}
@@ -233,7 +233,7 @@ func (t *target) complete(ctx context.Context, s *disk, b catalog.Backup, u Util
 		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
 	}
 	if m := u.TablespaceMap; m != nil {
-		if err := s.File(mapFile, m.Header, bytes.NewReader(t.rewriteMap(m.Content))); err != nil {
+		if err := s.File(mapFile, m.Header, bytes.NewReader(t.rewriteMap(m.Content, log))); err != nil {
 			return fileError(mapFile, err)
 		}
 	}
@@ -277,24 +277,27 @@ func checkControl(b catalog.Backup, raw []byte) error {
 	return nil
 }
 
-// rewriteMap puts the new places of tablespaces into tablespace_map, from which PostgreSQL makes the links anew when
-// recovery begins (read_tablespace_map in xlogrecovery.c: a line "OID location", newlines in it behind backslashes).
-func (t *target) rewriteMap(content []byte) []byte {
-	moved := map[string]string{}
+// rewriteMap puts the places of tablespaces into tablespace_map, from which PostgreSQL makes the links anew when recovery
+// begins (read_tablespace_map in xlogrecovery.c: a line "OID location", newlines in it behind backslashes). Lines of
+// tablespaces that were not restored are left out: PostgreSQL would put a link to any place where the files are.
+func (t *target) rewriteMap(content []byte, log *slog.Logger) []byte {
+	locations := map[string]string{}
 	for _, s := range t.spaces {
-		if s.Location != s.Recorded {
-			moved[strconv.FormatUint(uint64(s.OID), 10)] = s.Location
-		}
-	}
-	if len(moved) == 0 {
-		return content
+		locations[strconv.FormatUint(uint64(s.OID), 10)] = s.Location
 	}
 	escape := strings.NewReplacer("\\", "\\\\", "\n", "\\\n", "\r", "\\\r")
 	var out bytes.Buffer
+	var lines fewLines
 	for _, line := range mapLines(content) {
-		oid, _, _ := strings.Cut(line, " ")
-		if location, ok := moved[oid]; ok {
+		oid, recorded, _ := strings.Cut(line, " ")
+		location, ok := locations[oid]
+		switch {
+		case ok:
 			line = oid + " " + escape.Replace(location)
+		case recorded == "pg_tblspc/"+oid: // in place (allow_in_place_tablespaces), not a link
+		default:
+			lines.warn(log, "tablespace_map names a tablespace that the backup does not have; the line is left out", "line", fmt.Sprintf("%.200s", line))
+			continue
 		}
 		out.WriteString(line + "\n")
 	}

@@ -841,7 +841,7 @@ func FuzzTablespaceMap(f *testing.F) {
 		escape := strings.NewReplacer("\\", "\\\\", "\n", "\\\n", "\r", "\\\r")
 		content := "16384 " + escape.Replace(kept) + "\n16385 /old\n"
 		target := &target{spaces: []Space{{16384, kept, kept}, {16385, "/old", moved}}}
-		lines := mapLines(target.rewriteMap([]byte(content)))
+		lines := mapLines(target.rewriteMap([]byte(content), slog.New(slog.DiscardHandler)))
 		want := []string{"16384 " + kept, "16385 " + cmpOr(moved == "/old", "/old", moved)}
 		if len(lines) != 2 || unescape(lines[0]) != want[0] || unescape(lines[1]) != want[1] {
 			t.Errorf("%q, want %q", lines, want)
@@ -867,7 +867,7 @@ func FuzzUnpack(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u := &unpacker{catalog: c, log: slog.New(slog.DiscardHandler), backup: b, sink: recorder{t}, seen: map[string]reading{}}
+		u := &unpacker{catalog: c, log: slog.New(slog.DiscardHandler), backup: b, sink: recorder{t}, seen: map[string]reading{}, limit: spareDecoded}
 		_ = u.readPart(t.Context(), catalog.Part{Name: "part_001.tar"}, reading{}, false) // most bytes are no tar
 	})
 }

@@ -61,8 +61,8 @@ type Space struct {
 
 // target is where a backup goes: the data directory, and the directories outside it.
 type target struct {
-	dir     string // absolute; symbolic links resolved if it exists
-	walDir  string // where pg_wal is to live, "" for inside the data directory
+	dir     string // absolute, symbolic links resolved
+	walDir  string // where pg_wal is to live, likewise; "" for inside the data directory
 	spaces  []Space
 	resumed bool // an unfinished restore lies there and will be removed
 }
@@ -77,13 +77,14 @@ type mark struct {
 // plan decides where everything goes and checks all that can be checked before anything is written.
 func plan(b catalog.Backup, l catalog.Listing, o Options) (*target, error) {
 	t := &target{walDir: o.WALDir}
+	if filepath.IsAbs(o.WALDir) {
+		t.walDir = resolve(o.WALDir)
+	}
 	var err error
 	if t.dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	if resolved, err := filepath.EvalSymlinks(t.dir); err == nil {
-		t.dir = resolved
-	}
+	t.dir = resolve(t.dir)
 	if t.spaces, err = placeTablespaces(b, o); err != nil {
 		return nil, err
 	}
@@ -109,6 +110,9 @@ func plan(b catalog.Backup, l catalog.Listing, o Options) (*target, error) {
 		}
 	}
 	for _, dir := range append(t.outside(), t.dir) {
+		if err := refuseInsideCluster(dir); err != nil {
+			return nil, err
+		}
 		if err := mustBeWritable(dir); err != nil {
 			return nil, err
 		}
@@ -146,9 +150,7 @@ func placeTablespaces(b catalog.Backup, o Options) ([]Space, error) {
 		if !filepath.IsAbs(s.Location) {
 			return nil, fmt.Errorf("cannot place tablespace %d: %q is not an absolute path", s.OID, s.Location)
 		}
-		if resolved, err := filepath.EvalSymlinks(s.Location); err == nil {
-			spaces[i].Location = resolved
-		}
+		spaces[i].Location = resolve(s.Location)
 	}
 	return spaces, nil
 }
@@ -197,6 +199,20 @@ func within(inner, outer string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
+// refuseInsideCluster refuses a place within another data directory: that cluster's backups would hold it, and whoever
+// removes the cluster removes it.
+func refuseInsideCluster(dir string) error {
+	for at := filepath.Dir(dir); ; at = filepath.Dir(at) {
+		if _, err := os.Lstat(filepath.Join(at, pgdata.ControlName)); err == nil {
+			return hint.With(fmt.Errorf("cannot restore into %s: it lies in the data directory of another cluster, %s", dir, at),
+				"give a directory outside of it")
+		}
+		if at == "/" {
+			return nil
+		}
+	}
+}
+
 // mustBeEmpty refuses anything but an empty or absent directory.
 func mustBeEmpty(dir, what string) error {
 	entries, err := os.ReadDir(dir)
@@ -226,6 +242,17 @@ func mustBeWritable(dir string) error {
 		return fmt.Errorf("cannot restore into %s: its file system is read-only", dir)
 	}
 	return nil
+}
+
+// resolve follows the symbolic links in an absolute path, also where it does not exist to its end: two paths that look apart
+// may be one place, or one in the other.
+func resolve(dir string) string {
+	existing := nearestExisting(dir)
+	resolved, err := filepath.EvalSymlinks(existing)
+	if err != nil {
+		return dir // it cannot be used anyway
+	}
+	return filepath.Join(resolved, strings.TrimPrefix(dir, existing))
 }
 
 func nearestExisting(dir string) string {
@@ -285,7 +312,7 @@ func (t *target) checkSpace(l catalog.Listing) error {
 			n = bySpace[el[0]+"/"+el[1]]
 		}
 		n.files++
-		n.bytes += (f.Size + block - 1) / block * block
+		n.bytes = sum(n.bytes, sum(f.Size, block-1)/block*block)
 	}
 	for _, n := range devices {
 		if err := n.check(); err != nil {

@@ -2,13 +2,17 @@ package restore
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -36,6 +40,7 @@ type Utility struct {
 	Header  *tar.Header
 	Content []byte
 	special bool // from a tar of its own, which wins over a part
+	from    reading
 }
 
 // maxUtility bounds the size of the utility files, in bytes.
@@ -64,6 +69,10 @@ type unpacker struct {
 
 	hashers sync.Pool // of *xxh3.Hasher128
 
+	limit   int64        // of what all parts decode to, in bytes
+	decoded atomic.Int64 // of the parts read or being read
+	ignored fewLines     // entries that are not restored
+
 	mu        sync.Mutex
 	seen      map[string]reading
 	utilities Utilities
@@ -77,7 +86,7 @@ type reading struct{ part, attempt int32 }
 // they are recorded, that no name appears twice, and that nothing is missing.
 func Unpack(ctx context.Context, c *catalog.Catalog, log *slog.Logger, b catalog.Backup, l catalog.Listing, workers int, sink Sink) (Utilities, error) {
 	u := &unpacker{catalog: c, log: log, backup: b, listing: l, sink: sink, seen: make(map[string]reading, len(l.Files)),
-		hashers: sync.Pool{New: func() any { return new(xxh3.Hasher128) }}}
+		hashers: sync.Pool{New: func() any { return new(xxh3.Hasher128) }}, limit: decodedLimit(l)}
 	if err := u.readAll(ctx, l.Parts, 0, false, workers); err != nil {
 		return Utilities{}, err
 	}
@@ -85,6 +94,59 @@ func Unpack(ctx context.Context, c *catalog.Catalog, log *slog.Logger, b catalog
 		return Utilities{}, err
 	}
 	return u.utilities, u.checkComplete()
+}
+
+const (
+	// spareDecoded is how much more than its documents say a backup may decode to, in bytes: headers of entries, and sizes
+	// that WAL-G recorded too small.
+	spareDecoded = 256 << 20
+	// perEntry is what the headers of one entry take at most in the tars of all known writers, in bytes.
+	perEntry = 16 << 10
+	// bestRatio is far beyond what any codec makes of a data directory. It bounds backups that record no size.
+	bestRatio = 1024
+)
+
+// decodedLimit bounds what the parts of a backup decode to: a few megabytes of a codec can become terabytes, which would
+// fill the disk, or keep a restore busy for days with what it does not write.
+func decodedLimit(l catalog.Listing) int64 {
+	size := l.DataSize
+	if l.Hashed { // only these are written, whatever the sum that is recorded
+		size = 0
+		for _, f := range l.Files {
+			size = sum(size, f.Size)
+		}
+	}
+	if size <= 0 && !l.Hashed {
+		size = 0
+		for _, p := range l.Parts {
+			size = sum(size, sum(0, p.Size)*bestRatio)
+		}
+	}
+	return sum(sum(size, size), spareDecoded+int64(len(l.Files)+len(l.Parts))*perEntry)
+}
+
+// sum adds sizes that come from an archive; math.MaxInt64 stands for all that is more.
+func sum(a, b int64) int64 {
+	if a > math.MaxInt64-max(0, b) {
+		return math.MaxInt64
+	}
+	return a + max(0, b)
+}
+
+// metered is a part whose decoded bytes count towards the limit of the backup.
+type metered struct {
+	io.Reader
+	u *unpacker
+	n int64
+}
+
+func (m *metered) Read(b []byte) (int, error) {
+	n, err := m.Reader.Read(b)
+	m.n += int64(n)
+	if m.u.decoded.Add(int64(n)) > m.u.limit {
+		return 0, &SinkError{fmt.Errorf("%w: its parts hold more than %d MiB, far more than it is said to have", errContent, m.u.limit>>20)}
+	}
+	return n, err
 }
 
 func (u *unpacker) readAll(ctx context.Context, parts []catalog.Part, offset int, special bool, workers int) error {
@@ -145,8 +207,13 @@ func (u *unpacker) readPart(ctx context.Context, p catalog.Part, at reading, spe
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	t := tar.NewReader(r)
+	m := &metered{Reader: r, u: u}
+	defer func() {
+		if err = errors.Join(err, r.Close()); err != nil {
+			u.decoded.Add(-m.n) // it may be read again
+		}
+	}()
+	t := tar.NewReader(m)
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -162,7 +229,7 @@ func (u *unpacker) readPart(ctx context.Context, p catalog.Part, at reading, spe
 			return err
 		}
 	}
-	return onlyZeros(r)
+	return onlyZeros(m)
 }
 
 // onlyZeros reads to the end of the stream, which proves its completeness; after the end mark of a tar only zeros may follow.
@@ -189,15 +256,25 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 	if err != nil {
 		return &SinkError{err}
 	}
+	name = strings.Clone(name) // a part of the header's PAX records, which can have a megabyte and need not be kept
 	if slot := u.utility(name); slot != nil {
 		if h.Typeflag != tar.TypeReg {
 			return &SinkError{fmt.Errorf("%q is no regular file, which cannot be", name)}
 		}
-		return u.keep(slot, h, content, special)
+		return u.keep(slot, h, content, at, special)
 	}
 	if special {
-		u.log.Warn("an unexpected entry is ignored", "backup", u.backup.Name, "entry", name)
+		u.ignore("an unexpected entry is ignored", name)
 		return nil
+	}
+	if sparse(h) {
+		return &SinkError{fmt.Errorf("%w: %q is stored as a sparse file, as no writer of backups does", errContent, name)}
+	}
+	if u.listing.Hashed && h.Typeflag != tar.TypeReg { // the manifest names directories and links, too
+		if _, named := u.listing.Files[name]; !named {
+			u.ignore("an entry that the manifest does not name is ignored", name)
+			return nil
+		}
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
@@ -217,8 +294,41 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 		}
 		return nil
 	}
-	u.log.Warn("an entry that is no file, directory or symbolic link is ignored", "backup", u.backup.Name, "entry", name)
+	u.ignore("an entry that is no file, directory or symbolic link is ignored", name)
 	return nil
+}
+
+func (u *unpacker) ignore(why, name string) {
+	u.ignored.warn(u.log, why, "backup", u.backup.Name, "entry", name)
+}
+
+// fewLines keeps a log readable, and a disk from being filled by it: an archive can hold millions of what is worth a line.
+type fewLines struct{ n atomic.Int64 }
+
+// linesTold is how many times a thing is told.
+const linesTold = 20
+
+func (f *fewLines) warn(log *slog.Logger, what string, args ...any) {
+	switch n := f.n.Add(1); {
+	case n <= linesTold:
+		log.Warn(what, args...)
+	case n == linesTold+1:
+		log.Warn("more of these follow: " + what)
+	}
+}
+
+// sparse tells entries whose size is not that of their bytes in the tar: GNU's old type, and the newer one in PAX records
+// of an ordinary file.
+func sparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // meet notes that an entry was met and tells whether that happened before, other than in an earlier attempt at the part.
@@ -277,8 +387,8 @@ func (u *unpacker) utility(name string) **Utility {
 	return nil
 }
 
-func (u *unpacker) keep(slot **Utility, h *tar.Header, content io.Reader, special bool) error {
-	if h.Size > maxUtility {
+func (u *unpacker) keep(slot **Utility, h *tar.Header, content io.Reader, at reading, special bool) error {
+	if h.Size > maxUtility || sparse(h) {
 		return &SinkError{fmt.Errorf("%q has %d bytes, which cannot be", h.Name, h.Size)}
 	}
 	b, err := io.ReadAll(content)
@@ -287,8 +397,12 @@ func (u *unpacker) keep(slot **Utility, h *tar.Header, content io.Reader, specia
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if *slot == nil || special || !(*slot).special {
-		*slot = &Utility{Header: h, Content: b, special: special}
+	before := *slot
+	switch {
+	case before == nil, special && !before.special, before.from.part == at.part && before.from.attempt != at.attempt:
+		*slot = &Utility{Header: ownerAndMode(h), Content: b, special: special, from: at}
+	case before.special == special && !bytes.Equal(before.Content, b):
+		return fmt.Errorf("%w: %q appears twice, with different contents", errContent, h.Name)
 	}
 	return nil
 }
