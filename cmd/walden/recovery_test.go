@@ -233,11 +233,15 @@ func (c *ruin) reconfigured(t *testing.T, settings ...string) {
 }
 
 // onS3 are the settings of an archive on an S3 server, with wrong credentials.
-func onS3(endpoint string, more ...string) []string {
-	return append([]string{
-		"WALG_S3_PREFIX=s3://bucket/main", "AWS_ENDPOINT=" + endpoint, "AWS_REGION=us-east-1", "AWS_S3_FORCE_PATH_STYLE=true",
-		"AWS_ACCESS_KEY_ID=testaccess", "AWS_SECRET_ACCESS_KEY=wrong", "S3_MAX_RETRIES=1", "WALDEN_WAL_TIMEOUT=2s",
-	}, more...)
+func onS3(endpoint string) []string {
+	return withBucket("bucket", testenv.S3Server{Endpoint: endpoint, AccessKey: "testaccess", SecretKey: "wrong"})
+}
+
+func withBucket(bucket string, s testenv.S3Server) []string {
+	return []string{
+		"WALG_S3_PREFIX=s3://" + bucket + "/main", "AWS_ENDPOINT=" + s.Endpoint, "AWS_REGION=us-east-1", "AWS_S3_FORCE_PATH_STYLE=true",
+		"AWS_ACCESS_KEY_ID=" + s.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s.SecretKey, "S3_MAX_RETRIES=1", "WALDEN_WAL_TIMEOUT=2s",
+	}
 }
 
 // answering uses a server that answers every request alike, or not at all if code is 0.
@@ -323,11 +327,10 @@ func faults(s3 *testenv.S3Server) []fault {
 			func(t *testing.T, c *ruin) { c.answering(t, 200, "<html>welcome</html>") }},
 		{"the credentials are wrong", "does not accept the", inStorage, func(t *testing.T, c *ruin) { c.reconfigured(t, onS3(s3.Endpoint)...) }},
 		{"the bucket is missing", "does not exist", inStorage, func(t *testing.T, c *ruin) {
-			c.reconfigured(t, onS3(s3.Endpoint, "AWS_ACCESS_KEY_ID="+s3.AccessKey, "AWS_SECRET_ACCESS_KEY="+s3.SecretKey)...)
+			c.reconfigured(t, withBucket("nobodys", *s3)...)
 		}},
 		{"the bucket is empty", empty, inStorage, func(t *testing.T, c *ruin) {
-			c.reconfigured(t, onS3(s3.Endpoint, "WALG_S3_PREFIX=s3://"+s3.NewBucket(t)+"/main",
-				"AWS_ACCESS_KEY_ID="+s3.AccessKey, "AWS_SECRET_ACCESS_KEY="+s3.SecretKey)...)
+			c.reconfigured(t, withBucket(s3.NewBucket(t), *s3)...)
 		}},
 
 		{"a bit of the object is flipped", "damaged", inSegment, packed(".lz4", func(b []byte, _ *ruin) []byte { b[len(b)/2] ^= 1; return b })},
@@ -477,12 +480,12 @@ func share[T any](all []T, i, n int) []T {
 func recoveryKinds(sample ...int) []clusterKind {
 	var kinds []clusterKind
 	if !testenv.Full() {
-		for _, major := range sample {
+		for _, major := range testenv.Majors(sample...) {
 			kinds = append(kinds, clusterKind{major, 1})
 		}
 		return kinds
 	}
-	for _, major := range []int{13, 14, 15, 16, 17, 18} {
+	for _, major := range testenv.Majors(13, 14, 15, 16, 17, 18) {
 		kinds = append(kinds, clusterKind{major, 1}, clusterKind{major, 16})
 	}
 	return kinds
@@ -513,7 +516,7 @@ func TestRecoveryNeverEndsAtAFaultOfTheArchive(t *testing.T) {
 // archiveRecovery starts one server again and again on an archive with one fault after the other: it must never come up.
 func (r *recoverable) archiveRecovery(t *testing.T, faults []fault) {
 	t.Helper()
-	s := r.fork(t)
+	s := r.fork(t, "WALDEN_WAL_TIMEOUT=20s") // what may pass is tried again for so long
 	dir := restoredCopy(t, r.restored, "recovery.signal")
 	server := testenv.AttachPostgres(t, dir, testenv.PostgresOptions{Settings: s.restoreSettings("hot_standby=off", "archive_cleanup_command=")})
 	c := &ruin{site: s, segment: r.segments[2], other: r.segments[3], raw: r.raw, size: r.kind.megabytes << 20}
@@ -522,6 +525,9 @@ func (r *recoverable) archiveRecovery(t *testing.T, faults []fault) {
 		from := logSize(server)
 		if err := server.TryStart(); err == nil {
 			t.Fatalf("%s: recovery has ended with %s of %s", f.name, server.Query(t, digest), r.want)
+		}
+		if server.Running() {
+			t.Fatalf("%s: the server neither stops nor comes up:\n%s", f.name, server.LogTail())
 		}
 		log := newLog(t, server, from)
 		for _, text := range []string{f.says, "exit code 200", "hint: PostgreSQL is in archive recovery and stops now", "FATAL"} {

@@ -67,7 +67,7 @@ func TestRecordsOfRealClusters(t *testing.T) {
 	if testenv.Full() {
 		majors = []int{13, 14, 15, 16, 17, 18}
 	}
-	for _, major := range majors {
+	for _, major := range testenv.Majors(majors...) {
 		for _, megabytes := range []int{1, 16} {
 			if megabytes == 16 && !testenv.Full() && major != 15 {
 				continue
