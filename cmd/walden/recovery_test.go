@@ -259,6 +259,17 @@ func (c *ruin) answering(t *testing.T, code int, body string) {
 	c.reconfigured(t, onS3(server.URL)...)
 }
 
+// unseen changes the archive while the server, a standby that asks for one file after the other, cannot see it.
+func (s *site) unseen(t *testing.T, server *testenv.Postgres, change func()) {
+	t.Helper()
+	hidden := s.config + ".hidden"
+	from := logSize(server)
+	move(t, s.config, hidden)
+	awaitLog(t, server, from, "cannot use the settings")
+	change()
+	move(t, hidden, s.config)
+}
+
 // edited is the damaged segment with a change to its content.
 func edited(change func(b []byte, c *ruin) []byte) func(*testing.T, *ruin) {
 	return func(t *testing.T, c *ruin) {
@@ -587,9 +598,6 @@ func (r *recoverable) standby(t *testing.T, faults []fault) {
 	met := 0
 	for _, f := range faults {
 		c := &ruin{site: s, segment: r.segments[ahead], other: r.segments[ahead+1], raw: r.raw, size: r.kind.megabytes << 20}
-		if f.where == inSegment {
-			publish(ahead)
-		}
 		if f.where == inGap {
 			continue // a standby does not look for gaps: it asks again, and streams what the archive has not
 		}
@@ -597,7 +605,11 @@ func (r *recoverable) standby(t *testing.T, faults []fault) {
 			continue
 		}
 		from := logSize(server)
-		f.begin(t, c)
+		if f.where == inSegment {
+			s.unseen(t, server, func() { publish(ahead); f.begin(t, c) })
+		} else {
+			f.begin(t, c)
+		}
 		awaitLog(t, server, from, f.says)
 		if got := server.Query(t, "SELECT pg_is_in_recovery()"); got != "t" {
 			t.Fatalf("%s: the standby is no standby any more", f.name)
@@ -675,11 +687,12 @@ func TestAStandbyThatStreamsWaitsForTheArchive(t *testing.T) {
 			next := 1
 			for _, f := range mine {
 				c := &ruin{site: r.site, segment: r.segments[next], other: r.segments[next+1], raw: r.raw, size: kind.megabytes << 20}
-				if f.where == inSegment {
-					publish(next)
-				}
 				from := logSize(standby)
-				f.begin(t, c)
+				if f.where == inSegment {
+					r.unseen(t, standby, func() { publish(next); f.begin(t, c) })
+				} else {
+					f.begin(t, c)
+				}
 				awaitLog(t, standby, from, f.says)
 				if got := standby.Query(t, "SELECT pg_is_in_recovery()"); got != "t" {
 					t.Fatalf("%s: the standby is no standby any more", f.name)
