@@ -290,7 +290,7 @@ func packed(ext string, change func(b []byte, c *ruin) []byte) func(*testing.T, 
 	}
 }
 
-func history(text string) func(*testing.T, *ruin) {
+func badHistory(text string) func(*testing.T, *ruin) {
 	return func(t *testing.T, c *ruin) {
 		t.Helper()
 		c.with(t, "00000002.history", []byte(text))
@@ -414,11 +414,11 @@ func faults(s3 *testenv.S3Server) []fault {
 			c.later(func() { move(t, c.object(c.segment+".partial.lz4"), c.object(c.segment+".lz4")) })
 		}},
 
-		{"a history that is a web page", kept, inHistory, history("<html>")},
-		{"a history of two MiB", "has more than", inHistory, history(strings.Repeat("# \n", 1<<20))},
-		{"an empty history", kept, inHistory, history("")},
-		{"a history of its own child", kept, inHistory, history("1\t0/1000000\tx\n3\t0/2000000\ty\n")},
-		{"a history that does not ascend", kept, inHistory, history("1\t0/1000000\tx\n1\t0/2000000\ty\n")},
+		{"a history that is a web page", kept, inHistory, badHistory("<html>")},
+		{"a history of two MiB", "has more than", inHistory, badHistory(strings.Repeat("# \n", 1<<20))},
+		{"an empty history", kept, inHistory, badHistory("")},
+		{"a history of its own child", kept, inHistory, badHistory("1\t0/1000000\tx\n3\t0/2000000\ty\n")},
+		{"a history that does not ascend", kept, inHistory, badHistory("1\t0/1000000\tx\n1\t0/2000000\ty\n")},
 		{"a history that cannot be decompressed", "damaged", inHistory,
 			func(t *testing.T, c *ruin) { c.with(t, "00000002.history.lz4", []byte("<html>")) }},
 		{"a history is not there, but its segments are", "the archive has a gap", inHistory, func(t *testing.T, c *ruin) {
