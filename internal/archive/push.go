@@ -149,10 +149,9 @@ func (f *file) examineSegment(name string, log *slog.Logger) (catalog.Cluster, e
 	return catalog.Cluster{SystemIdentifier: h.SystemIdentifier, Major: h.Major, SegmentSize: h.SegmentSize}, nil
 }
 
-// controlNear reads the control file of the data directory that a WAL file lies in: the working directory, as PostgreSQL
-// runs its commands there, else the directory above the file's own.
+// controlNear reads the control file of the data directory that a WAL file lies in.
 func controlNear(path string) (pgdata.Control, bool) {
-	for _, dir := range []string{".", filepath.Dir(filepath.Dir(path))} {
+	for _, dir := range dataDirs(path) {
 		if control, _, err := pgdata.ReadControl(dir); err == nil {
 			return control, true
 		}
