@@ -139,10 +139,10 @@ func faultfsVersion(t testing.TB) string {
 // After: 3} is a disk that is full at the fourth write below "archive".
 type DiskFault struct {
 	// Op is one of: read write open create mkdir symlink link rename unlink rmdir setattr readdir fsync fsyncdir flush
-	// (a close of a file that was written).
+	// (a close of a file that was written). A file without a name is created under its directory's path.
 	Op    string `json:"op"`
 	Path  string `json:"path"`  // regular expression over the whole path below the mount
-	Errno string `json:"errno"` // EIO, ENOSPC, EDQUOT, EROFS or EACCES
+	Errno string `json:"errno"` // EIO, ENOSPC, EDQUOT, EROFS, EACCES or EOPNOTSUPP
 	After int    `json:"after"` // how many such operations succeed first
 	Times int    `json:"times"` // how many fail then, 0 for all
 	From  int64  `json:"from"`  // of reads: the bytes before this offset can be read

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -192,98 +194,107 @@ func (l Loss) attributes(n *diskNode) state {
 	return n.seen
 }
 
-// Holds tells whether a path is there after a cut.
-func (p *PowerCut) Holds(l Loss, name string) bool {
-	n := p.nodes[1]
-	for dir := range pathElements(name) {
-		id, ok := l.entries(n)[dir]
-		if !ok {
-			return false
-		}
-		n = p.nodes[id]
-	}
-	return true
-}
-
-func pathElements(name string) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for len(name) > 0 {
-			i := 0
-			for i < len(name) && name[i] != '/' {
-				i++
-			}
-			if !yield(name[:i]) {
-				return
-			}
-			name = name[min(i+1, len(name)):]
-		}
-	}
-}
-
 // LeftFile is what a power cut leaves under one name.
 type LeftFile struct {
 	Mode     fs.FileMode // type and permission bits
 	UID, GID uint32
-	Content  string // of a file; of a link its target
+	Content  []byte // of a file; of a link its target; not to be changed, and valid until the next event only
 }
 
-// Left describes everything below a directory after a cut, by names relative to it; nil if the directory is not there.
-func (p *PowerCut) Left(l Loss, dir string) map[string]LeftFile {
+// find follows a path; nil if it is not there after the cut.
+func (p *PowerCut) find(l Loss, name string) *diskNode {
 	n := p.nodes[1]
-	for element := range pathElements(dir) {
+	for element := range strings.FieldsFuncSeq(name, func(r rune) bool { return r == '/' }) {
 		id, ok := l.entries(n)[element]
 		if !ok {
 			return nil
 		}
 		n = p.nodes[id]
 	}
-	left := map[string]LeftFile{}
-	p.collect(l, n, "", left)
-	return left
+	return n
 }
 
-func (p *PowerCut) collect(l Loss, n *diskNode, name string, left map[string]LeftFile) {
-	a := l.attributes(n)
-	f := LeftFile{Mode: n.kind | a.mode, UID: a.uid, GID: a.gid, Content: n.target}
-	if n.kind == 0 {
-		f.Content = string(l.content(n))
+// Holds tells whether a path is there after a cut.
+func (p *PowerCut) Holds(l Loss, name string) bool { return p.find(l, name) != nil }
+
+// Names are the entries of a directory after a cut.
+func (p *PowerCut) Names(l Loss, dir string) []string {
+	n := p.find(l, dir)
+	if n == nil {
+		return nil
 	}
-	if name != "" {
-		left[name] = f
-	}
-	if n.kind.IsDir() {
-		for child, id := range l.entries(n) {
-			p.collect(l, p.nodes[id], path.Join(name, child), left)
+	return slices.Sorted(maps.Keys(l.entries(n)))
+}
+
+// Left yields everything below a directory after a cut, by names relative to it; nothing if the directory is not there.
+func (p *PowerCut) Left(l Loss, dir string) iter.Seq2[string, LeftFile] {
+	return func(yield func(string, LeftFile) bool) {
+		if n := p.find(l, dir); n != nil {
+			p.walk(l, n, "", yield)
 		}
 	}
 }
 
-// Lay writes what a cut leaves of a directory of the disk into a new directory of the real one, with its owners.
+func (p *PowerCut) walk(l Loss, n *diskNode, name string, yield func(string, LeftFile) bool) bool {
+	if name != "" {
+		a := l.attributes(n)
+		f := LeftFile{Mode: n.kind | a.mode, UID: a.uid, GID: a.gid, Content: []byte(n.target)}
+		if n.kind == 0 {
+			f.Content = l.content(n)
+		}
+		if !yield(name, f) {
+			return false
+		}
+	}
+	if !n.kind.IsDir() {
+		return true
+	}
+	for child, id := range l.entries(n) {
+		if !p.walk(l, p.nodes[id], path.Join(name, child), yield) {
+			return false
+		}
+	}
+	return true
+}
+
+// Settle makes everything durable, as if the disk had been synced.
+func (p *PowerCut) Settle() {
+	for _, n := range p.nodes {
+		op := "fsync"
+		if n.kind.IsDir() {
+			op = "fsyncdir"
+		}
+		p.apply(DiskEvent{Op: op, ID: n.id})
+	}
+}
+
+// Lay writes what a cut leaves of a directory of the disk into an existing, empty directory, with the owners.
 func (p *PowerCut) Lay(t testing.TB, l Loss, dir, to string) {
 	t.Helper()
-	fail := func(err error) {
+	modes := map[string]fs.FileMode{}
+	for name, f := range p.Left(l, dir) {
+		at := filepath.Join(to, name)
+		var err error
+		switch f.Mode.Type() {
+		case fs.ModeDir:
+			err = os.Mkdir(at, 0o700)
+			modes[at] = f.Mode.Perm()
+		case fs.ModeSymlink:
+			err = os.Symlink(string(f.Content), at)
+		default:
+			err = os.WriteFile(at, f.Content, 0o600)
+			modes[at] = f.Mode.Perm()
+		}
+		if err == nil && os.Geteuid() == 0 {
+			err = os.Lchown(at, int(f.UID), int(f.GID))
+		}
 		if err != nil {
-			t.Helper()
 			t.Fatal(err)
 		}
 	}
-	fail(os.Mkdir(to, 0o700))
-	giveToPostgres(t, to)
-	left := p.Left(l, dir)
-	for _, name := range slices.Sorted(maps.Keys(left)) {
-		f, at := left[name], filepath.Join(to, name)
-		switch f.Mode.Type() {
-		case fs.ModeDir:
-			fail(os.Mkdir(at, 0o700))
-			fail(os.Chmod(at, f.Mode.Perm()))
-		case fs.ModeSymlink:
-			fail(os.Symlink(f.Content, at))
-		default:
-			fail(os.WriteFile(at, []byte(f.Content), 0o600))
-			fail(os.Chmod(at, f.Mode.Perm()))
-		}
-		if os.Geteuid() == 0 {
-			fail(os.Lchown(at, int(f.UID), int(f.GID)))
+	for at, mode := range modes {
+		if err := os.Chmod(at, mode); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -12,9 +12,9 @@ import (
 
 // fault is an operation that is to fail.
 type fault struct {
-	Op    string `json:"op"`    // read, write, open, create, mkdir, symlink, link, rename, unlink, rmdir, setattr, readdir, fsync, fsyncdir, flush
+	Op    string `json:"op"`    // read, write, open, create (of the directory's path: a file without a name), mkdir, symlink, link, rename, unlink, rmdir, setattr, readdir, fsync, fsyncdir, flush
 	Path  string `json:"path"`  // regular expression over the path below the mount, such as "archive/wal_005/.*"
-	Errno string `json:"errno"` // EIO, ENOSPC, EDQUOT, EROFS, EACCES
+	Errno string `json:"errno"` // EIO, ENOSPC, EDQUOT, EROFS, EACCES, EOPNOTSUPP
 	After int    `json:"after"` // how many of the operations succeed first
 	Times int    `json:"times"` // how many fail then; 0 for all
 	From  int64  `json:"from"`  // read: bytes before this offset can be read
@@ -22,6 +22,7 @@ type fault struct {
 
 var errnos = map[string]syscall.Errno{
 	"EIO": syscall.EIO, "ENOSPC": syscall.ENOSPC, "EDQUOT": syscall.EDQUOT, "EROFS": syscall.EROFS, "EACCES": syscall.EACCES,
+	"EOPNOTSUPP": syscall.EOPNOTSUPP,
 }
 
 // command is what a test says through the control socket; exactly one of its members is set.
