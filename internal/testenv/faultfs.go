@@ -139,7 +139,8 @@ func faultfsVersion(t testing.TB) string {
 // After: 3} is a disk that is full at the fourth write below "archive".
 type DiskFault struct {
 	// Op is one of: read write open create mkdir symlink link rename unlink rmdir setattr readdir fsync fsyncdir flush
-	// (a close of a file that was written). A file without a name is created under its directory's path.
+	// (a close of a file that was written). A file without a name is created under its
+	// directory's path, and "unnamed" in it from then on.
 	Op    string `json:"op"`
 	Path  string `json:"path"`  // regular expression over the whole path below the mount
 	Errno string `json:"errno"` // EIO, ENOSPC, EDQUOT, EROFS, EACCES or EOPNOTSUPP

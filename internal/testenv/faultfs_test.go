@@ -87,7 +87,7 @@ func TestAPowerCutLeavesWhatWasSyncedAndNoMoreIsPromised(t *testing.T) {
 	if len(seen) < 3 {
 		t.Errorf("by chance always one of %v", seen)
 	}
-	p.Settle()
+	p.settle()
 	if got := left(p, LoseAll()); got != `b="onetwo" d=""` {
 		t.Errorf("settled: %s", got)
 	}

@@ -33,6 +33,7 @@ const (
 	loseData
 	zeroData
 	loseSome
+	loseNothing
 )
 
 // LoseAll is all that POSIX promises: a file has the content of its last fsync, a directory the entries of its own last
@@ -50,12 +51,15 @@ func ZeroData() Loss { return Loss{kind: zeroData} }
 // a file, zeros.
 func LoseSome(seed uint64) Loss { return Loss{loseSome, seed} }
 
+// LoseNothing is the disk as it is seen.
+func LoseNothing() Loss { return Loss{kind: loseNothing} }
+
 // String names the loss in messages.
 func (l Loss) String() string {
 	if l.kind == loseSome {
 		return fmt.Sprintf("some is lost, by seed %d", l.seed)
 	}
-	return [...]string{"all that was not synced is lost", "names are there, data is lost", "names are there, data is zeros"}[l.kind]
+	return [...]string{"all that was not synced is lost", "names are there, data is lost", "names are there, data is zeros", "", "nothing is lost"}[l.kind]
 }
 
 // of is the loss of one inode.
@@ -65,7 +69,7 @@ func (l Loss) of(n *diskNode) lossKind {
 	}
 	h := fnv.New64a()
 	fmt.Fprint(h, l.seed, " ", n.id)
-	return []lossKind{loseAll, loseData, zeroData, loseSome}[h.Sum64()>>7%4]
+	return []lossKind{loseAll, loseData, zeroData, loseNothing}[h.Sum64()>>7%4]
 }
 
 // PowerCut is the disk at one moment: what is seen, and what would be left.
@@ -91,11 +95,25 @@ type diskNode struct {
 	dirty      bool // seen was changed since the last fsync
 }
 
+// Settled is the text of a mark from which on all that was done before counts as durable, as if the disk had been synced.
+const Settled = "settled"
+
+// End is the disk after all events.
+func (j *DiskJournal) End() *PowerCut {
+	p := j.Replay()
+	for _, ok := p.Next(); ok; _, ok = p.Next() {
+	}
+	return p
+}
+
 // Replay begins at the empty disk.
 func (j *DiskJournal) Replay() *PowerCut {
 	root := &diskNode{id: 1, kind: fs.ModeDir, seen: state{entries: map[string]int64{}}, safe: state{entries: map[string]int64{}}}
 	return &PowerCut{journal: j, nodes: map[int64]*diskNode{1: root}}
 }
+
+// Done is how many events have happened.
+func (p *PowerCut) Done() int { return p.done }
 
 // Next lets one more event happen and returns it; false at the end of the journal.
 func (p *PowerCut) Next() (DiskEvent, bool) {
@@ -134,6 +152,10 @@ func (p *PowerCut) apply(e DiskEvent) {
 		to[e.NewName] = id
 	case "unlink", "rmdir":
 		delete(p.nodes[e.Parent].seen.entries, e.Name)
+	case "mark":
+		if e.Name == Settled {
+			p.settle()
+		}
 	case "fsync":
 		if n.dirty {
 			data := n.safe.data
@@ -181,7 +203,7 @@ func (l Loss) content(n *diskNode) []byte {
 		left := make([]byte, len(n.seen.data))
 		copy(left, n.safe.data)
 		return left
-	case loseSome:
+	case loseNothing:
 		return n.seen.data
 	}
 	return n.safe.data
@@ -257,8 +279,8 @@ func (p *PowerCut) walk(l Loss, n *diskNode, name string, yield func(string, Lef
 	return true
 }
 
-// Settle makes everything durable, as if the disk had been synced.
-func (p *PowerCut) Settle() {
+// settle makes everything durable.
+func (p *PowerCut) settle() {
 	for _, n := range p.nodes {
 		op := "fsync"
 		if n.kind.IsDir() {

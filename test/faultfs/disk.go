@@ -26,6 +26,8 @@ type node struct {
 
 	mu    sync.Mutex
 	files map[*file]bool // open
+
+	unnamedIn *node // where it was created without a name
 }
 
 func (d *disk) root(backing string) (fs.InodeEmbedder, error) {
@@ -46,8 +48,13 @@ func (d *disk) node(r *fs.LoopbackRoot) *node {
 	return &node{LoopbackNode: fs.LoopbackNode{RootData: r}, disk: d, files: map[*file]bool{}}
 }
 
-// rel is the node's path below the mount, as faults name it.
-func (n *node) rel() string { return n.Path(n.Root()) }
+// rel is the node's path below the mount, as faults name it. A file without a name is "unnamed" in its directory.
+func (n *node) rel() string {
+	if _, parent := n.Parent(); parent == nil && n.unnamedIn != nil {
+		return n.unnamedIn.child("unnamed")
+	}
+	return n.Path(n.Root())
+}
 
 // path is where the node's file lies; for one that has no name it is the descriptor of an open file.
 func (n *node) path() string { return filepath.Join(n.disk.backing, n.rel()) }
@@ -229,6 +236,7 @@ func (n *node) Tmpfile(ctx context.Context, flags, mode uint32, out *fuse.EntryO
 		}
 		f := &file{LoopbackFile: made.(*fs.LoopbackFile), node: child.Operations().(*node), fd: fd, write: true}
 		f.node.files[f] = true
+		f.node.unnamedIn = n
 		h = f
 		return 0
 	}, func(j *journal) {
