@@ -34,7 +34,7 @@ var badDisks = []badDisk{
 	{"no more inodes", testenv.DiskFault{Op: "create", Errno: "ENOSPC"}, "no space left on device"},
 }
 
-// some is the first few of the bad disks, or all of them.
+// someBadDisks is the first few of the bad disks, or all of them.
 func someBadDisks(few int) []badDisk { return badDisks[:testenv.Pick(few, len(badDisks))] }
 
 // hit checks that a fault was met, and ends it.
@@ -56,8 +56,8 @@ func makeDir(t *testing.T, dir string) {
 	own(t, dir)
 }
 
-// objects are the files of an archive that have their names.
-func (s *site) objects() []string {
+// complete lists the files of an archive that have their names.
+func (s *site) complete() []string {
 	s.t.Helper()
 	return slices.DeleteFunc(files(s.t, s.archive), unfinished.MatchString)
 }
@@ -77,11 +77,11 @@ func TestABackupPushOnABadDiskListsNothing(t *testing.T) {
 	for _, from := range []int64{0, 8192, 100_000} {
 		t.Run(fmt.Sprintf("a data file that cannot be read from byte %d on", from), func(t *testing.T) {
 			d.Inject(t, testenv.DiskFault{Op: "read", Path: "space/" + below, Errno: "EIO", From: from})
-			before := good.objects()
+			before := good.complete()
 			good.fails(p, 1, []string{"cannot read data file", file, "input/output error"}, "backup-push", p.DataDir)
 			hit(t, d)
 			good.leavesNothing(t, p, 0)
-			left := slices.DeleteFunc(good.objects(), func(name string) bool { return strings.HasPrefix(name, "wal_005/") || slices.Contains(before, name) })
+			left := slices.DeleteFunc(good.complete(), func(name string) bool { return strings.HasPrefix(name, "wal_005/") || slices.Contains(before, name) })
 			if slices.ContainsFunc(left, func(name string) bool { return name != "walden_identity.json" }) {
 				t.Errorf("left: %q", left)
 			}
@@ -323,7 +323,7 @@ func TestReadOnlyAndExhaustedFileSystemsAreNamed(t *testing.T) {
 	s.archived(p)
 
 	remount(t, small, unix.MS_RDONLY)
-	before := s.objects()
+	before := s.complete()
 	s.fails(p, 1, []string{"read-only file system", s.archive}, "backup-push", p.DataDir)
 	s.leavesNothing(t, p, 1)
 	renamed := filepath.Join(testenv.Scratch(t), "00000002.history")
@@ -333,7 +333,7 @@ func TestReadOnlyAndExhaustedFileSystemsAreNamed(t *testing.T) {
 	s.fails(nil, 1, []string{"read-only file system", s.archive}, "wal-push", renamed)
 	s.must(nil, "wal-fetch", segment, filepath.Join(testenv.Scratch(t), segment)) // reading needs no writing
 	s.fails(nil, 1, []string{"cannot restore into " + filepath.Join(small, "data"), "read-only"}, "backup-fetch", filepath.Join(small, "data"), "LATEST")
-	if after := s.objects(); !slices.Equal(after, before) {
+	if after := s.complete(); !slices.Equal(after, before) {
 		t.Errorf("the archive held %q and holds %q", before, after)
 	}
 	remount(t, small, 0)
