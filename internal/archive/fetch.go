@@ -432,9 +432,10 @@ func (t *temporary) publish(dest string) error {
 	}
 	err := unix.Linkat(unix.AT_FDCWD, source, unix.AT_FDCWD, dest, unix.AT_SYMLINK_FOLLOW)
 	if errors.Is(err, unix.EEXIST) {
-		return t.compare(dest)
-	}
-	if err != nil {
+		if err := t.compare(dest); err != nil {
+			return err
+		}
+	} else if err != nil {
 		return &os.LinkError{Op: "link", Old: source, New: dest, Err: err}
 	}
 	dir, err := os.Open(filepath.Dir(dest))
@@ -445,11 +446,18 @@ func (t *temporary) publish(dest string) error {
 }
 
 func (t *temporary) compare(dest string) error {
-	f, err := os.Open(dest)
+	f, err := openNow(dest)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return hint.With(fmt.Errorf("%s exists already and is not a regular file", dest), "walden never overwrites; remove it, or give another destination")
+	}
 	equal, err := sameContent(io.NewSectionReader(t, 0, 1<<62), f)
 	if err != nil {
 		return err
@@ -457,7 +465,7 @@ func (t *temporary) compare(dest string) error {
 	if !equal {
 		return hint.With(fmt.Errorf("%s exists already with other content", dest), "walden never overwrites; remove the file if it is not needed")
 	}
-	return nil
+	return f.Sync() // whoever wrote it may not have come to that
 }
 
 // sameContent compares two streams to their ends.

@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
@@ -101,7 +103,7 @@ type file struct {
 }
 
 func openFile(path string) (*file, error) {
-	f, err := os.Open(path)
+	f, err := openNow(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot archive: %w", err)
 	}
@@ -114,6 +116,10 @@ func openFile(path string) (*file, error) {
 	}
 	return &file{f, st.Size()}, nil
 }
+
+// openNow opens a file for reading. A named pipe, which is refused later, would have the opening wait for its other end; for
+// files O_NONBLOCK means nothing.
+func openNow(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) }
 
 // examine checks that the file is what its name says, and tells which cluster it is of: by a segment's own header, and for
 // other files by the control file of the data directory that they lie in. The zero Cluster means that nothing tells.

@@ -130,7 +130,7 @@ func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int32) (int64
 func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, i int32) (int64, error) {
 	f := &w.job.contents.Files[i]
 	w.job.gone[i], w.job.pages[i] = false, nil
-	file, err := os.OpenFile(filepath.Join(w.job.dir, f.Name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	file, err := os.OpenFile(filepath.Join(w.job.dir, f.Name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		w.job.gone[i] = true
 		return 0, nil
