@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -457,6 +458,27 @@ func (s *site) objects(t *testing.T) map[string]int64 {
 		}
 	}
 	return found
+}
+
+// stored reads an object of the archive as it is.
+func (s *site) stored(t *testing.T, key string) []byte {
+	t.Helper()
+	if s.s3 == nil {
+		b, err := os.ReadFile(filepath.Join(s.archive, key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	o, err := s.s3.Client().GetObject(t.Context(), &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(s3Prefix + "/" + key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(o.Body)
+	if err := errors.Join(err, o.Body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // folders lists the folders of backups, finished or not.

@@ -133,16 +133,26 @@ func (w *WAL) Names(ctx context.Context) iter.Seq2[string, error] {
 	}
 }
 
-// header reads the header of an archived segment.
+// header reads the header of an archived segment, again if the storage fails in the middle.
 func (w *WAL) header(ctx context.Context, name string) (wal.Header, error) {
-	r, err := w.Open(ctx, name)
+	b := make([]byte, wal.HeaderSize)
+	err := w.c.repo.Again(ctx, walDir+name, func() (retry bool, err error) {
+		r, err := w.Open(ctx, name)
+		if err != nil {
+			return false, err // opening is repeated by the store
+		}
+		_, err = io.ReadFull(r, b)
+		cerr := r.Close()
+		if err == nil {
+			err = cerr
+		}
+		if err != nil {
+			err = fmt.Errorf("cannot read archived segment %s: %w", name, err)
+		}
+		return !errors.Is(err, ErrDamaged), err
+	})
 	if err != nil {
 		return wal.Header{}, err
-	}
-	defer r.Close()
-	b := make([]byte, wal.HeaderSize)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return wal.Header{}, fmt.Errorf("cannot read archived segment %s: %w", name, err)
 	}
 	return wal.ParseHeader(b)
 }

@@ -54,7 +54,7 @@ func (r *Repo) document(name string, store func(context.Context, string, io.Read
 
 func (r *Repo) put(ctx context.Context, t target, write func(io.Writer) error) (sealed Sealed, err error) {
 	var earlier []Sealed // complete objects of failed attempts: any of them may have been stored all the same
-	err = r.again(ctx, t.object, func() (bool, error) {
+	err = r.Again(ctx, t.object, func() (bool, error) {
 		attempt, complete, err := r.attempt(ctx, t, write)
 		var own *producerError
 		switch {
@@ -84,8 +84,9 @@ func (r *Repo) put(ctx context.Context, t target, write func(io.Writer) error) (
 	return sealed, err
 }
 
-// again calls try until it succeeds, says that no other attempt can help, or the retry policy is exhausted.
-func (r *Repo) again(ctx context.Context, object string, try func() (retry bool, err error)) error {
+// Again calls try until it succeeds, says that no other attempt can help, or the retry policy is exhausted. The object is
+// named in messages.
+func (r *Repo) Again(ctx context.Context, object string, try func() (retry bool, err error)) error {
 	delay := r.retry.MinDelay
 	var last error
 	for attempt := 1; ; attempt++ {

@@ -178,7 +178,7 @@ func writeBytes(b []byte) func(io.Writer) error {
 // ReadPlain gives a document that is too large to be held in memory to read. When the storage fails in the middle, read
 // is called again, as the retry policy says, and must start from the beginning. An error of read's own is returned as it is.
 func (r *Repo) ReadPlain(ctx context.Context, name string, read func(io.Reader) error) error {
-	return r.again(ctx, name, func() (bool, error) {
+	return r.Again(ctx, name, func() (bool, error) {
 		body, err := r.store.Get(ctx, name)
 		if err != nil {
 			return false, err // opening is repeated by the store, see storage.WithRetry
@@ -209,7 +209,7 @@ func (w *watchedReader) Read(p []byte) (int, error) {
 // GetPlain reads a document of at most limit bytes; the error for a larger one is [ErrTooLarge]. When the storage
 // fails in the middle it is read again, as the retry policy says.
 func (r *Repo) GetPlain(ctx context.Context, name string, limit int64) (b []byte, err error) {
-	err = r.again(ctx, name, func() (bool, error) {
+	err = r.Again(ctx, name, func() (bool, error) {
 		body, err := r.store.Get(ctx, name)
 		if err != nil {
 			return false, err // opening is repeated by the store, see storage.WithRetry
