@@ -612,14 +612,31 @@ func TestDocumentsAreStoredAsTheyAre(t *testing.T) {
 	if _, err := r.GetPlain(t.Context(), "none.json", 10); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("GetPlain of nothing: %v", err)
 	}
-	body, err := r.OpenPlain(t.Context(), "d.json")
-	if err != nil {
-		t.Fatal(err)
+	errOwn := errors.New("it is not what it should be")
+	if err := r.ReadPlain(t.Context(), "d.json", 1<<20, func(io.Reader) error { return errOwn }); err != errOwn {
+		t.Errorf("ReadPlain with an error of the reader's own: %v", err)
 	}
-	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, doc) {
-		t.Errorf("OpenPlain = %q, %v", got, err)
+}
+
+func TestADocumentWhoseReadingBreaksOffIsReadFromItsBeginning(t *testing.T) {
+	t.Parallel()
+	memory := storagetest.NewMemory()
+	doc := text(100_000)
+	put(t, memory, "d.json", doc)
+	s := storagetest.NewFault(memory, storagetest.Rule{Kind: storagetest.Half, Nth: 1})
+	calls := 0
+	var got []byte
+	err := open(t, s, "lz4").ReadPlain(t.Context(), "d.json", 1<<20, func(in io.Reader) (err error) {
+		calls++
+		got, err = io.ReadAll(in)
+		if err != nil {
+			return errors.New("what a parser says when its input ends")
+		}
+		return nil
+	})
+	if err != nil || calls != 2 || !bytes.Equal(got, doc) {
+		t.Errorf("%d bytes in %d calls, %v", len(got), calls, err)
 	}
-	_ = body.Close()
 }
 
 // discardStore throws objects away, as slowly as a page cache.
