@@ -31,7 +31,6 @@ func (a *app) backupFetch() *cobra.Command {
 			"--tablespace-mapping or --restore-spec moves them; their links always belong to DIRECTORY.",
 		Args: arguments(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			debug.SetMemoryLimit(listMemory)
 			if err := a.load(false); err != nil {
 				return err
 			}

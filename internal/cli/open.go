@@ -117,7 +117,7 @@ func (a *app) connect(ctx context.Context) (*postgres.Server, error) {
 	return s, err
 }
 
-// gcPercent is how much garbage the commands for whole backups let grow before it is collected, in per cent of what is in use.
+// gcPercent is how much garbage the commands for backups let grow before it is collected, in per cent of what is in use.
 // What they use is buffers and the list of files, which cost the collector next to nothing, since there are no pointers in them:
 // to collect often is cheap, and twice that memory is not.
 const gcPercent = 25
