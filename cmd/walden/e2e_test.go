@@ -57,7 +57,12 @@ type site struct {
 	binaries
 	config  string // configuration file
 	archive string // directory of the archive; "" on S3
+	s3      *testenv.S3Server
+	bucket  string // on s3
 }
+
+// s3Prefix is where an archive lies in its bucket.
+const s3Prefix = "clusters/main"
 
 // binaries are walden in two shapes, where the user postgres can run them.
 type binaries struct {
@@ -107,8 +112,9 @@ func newS3Site(t *testing.T, settings ...string) *site {
 	t.Helper()
 	s := bareSite(t)
 	server := testenv.StartS3(t)
+	s.s3, s.bucket = server, server.NewBucket(t)
 	s.configure(append([]string{
-		"WALG_S3_PREFIX=s3://" + server.NewBucket(t) + "/clusters/main", "AWS_ENDPOINT=" + server.Endpoint,
+		"WALG_S3_PREFIX=s3://" + s.bucket + "/" + s3Prefix, "AWS_ENDPOINT=" + server.Endpoint,
 		"AWS_ACCESS_KEY_ID=" + server.AccessKey, "AWS_SECRET_ACCESS_KEY=" + server.SecretKey, "AWS_REGION=us-east-1",
 		"AWS_S3_FORCE_PATH_STYLE=true",
 	}, settings...)...)

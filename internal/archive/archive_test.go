@@ -368,6 +368,32 @@ func TestPushUnderEveryFault(t *testing.T) {
 	}
 }
 
+// The same for a file that is archived already: one failure while it is compared is overcome, and what does not pass is told.
+func TestPushOfAnArchivedFileUnderEveryFault(t *testing.T) {
+	t.Parallel()
+	content := segment(2, cluster, 1, 1)
+	for _, kind := range []storagetest.Kind{storagetest.Before, storagetest.Half, storagetest.Hang, storagetest.HangHalf} {
+		for n, more := 1, true; more; n++ {
+			for _, forGood := range []bool{false, true} {
+				inner := storagetest.NewMemory()
+				mustPush(t, deps(t, inner, "lz4", io.Discard), segmentTwo, content)
+				synctest.Test(t, func(t *testing.T) {
+					fault := storagetest.NewFault(inner, storagetest.Rule{Kind: kind, Nth: n, ForGood: forGood})
+					path := write(t, filepath.Join(t.TempDir(), segmentTwo), content)
+					err := Push(t.Context(), deps(t, retried(fault), "lz4", io.Discard), PushOptions{path, time.Minute})
+					more = fault.Fired()
+					if !forGood && err != nil {
+						t.Errorf("%s, call %d: one failure was not overcome: %v", kind, n, err)
+					}
+					if err != nil && strings.Contains(err.Error(), "context deadline exceeded") {
+						t.Errorf("%s, call %d: the cause is not told: %v", kind, n, err)
+					}
+				})
+			}
+		}
+	}
+}
+
 // Whatever call fails and however: absence is never said of a file that is there, nothing but the right file appears at the
 // destination, and no temporary file stays.
 func TestFetchUnderEveryFault(t *testing.T) {

@@ -89,6 +89,7 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 	defer cancel()
 	d.Log.Info("fetching", "action", "wal-fetch", "seg", o.Name, "state", "begin", "from", d.Catalog)
 	pause := firstPause
+	var last error // what went wrong, other than by the end of ctx
 	for attempt := 1; ; attempt++ {
 		size, err := fetchOnce(ctx, d, o)
 		switch {
@@ -100,18 +101,30 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 		case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errLocal):
 			return absent(ctx, d, o.Name)
 		case ctx.Err() != nil:
-			return fmt.Errorf("cannot fetch %s: %w", o.Name, errors.Join(context.Cause(ctx), err))
+			if !errors.Is(err, ctx.Err()) {
+				last = err
+			}
+			return fmt.Errorf("cannot fetch %s: %w", o.Name, ended(ctx, last))
 		case !mayPass(err, attempt):
 			return fmt.Errorf("cannot fetch %s: %w", o.Name, err)
 		}
 		d.Log.Warn("trying again", "action", "wal-fetch", "seg", o.Name, "attempt", attempt, "error", err)
+		last = err
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("cannot fetch %s: %w", o.Name, errors.Join(context.Cause(ctx), err))
+			return fmt.Errorf("cannot fetch %s: %w", o.Name, ended(ctx, last))
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 		pause = min(2*pause, longestPause)
 	}
+}
+
+// ended tells what ended ctx, and what had gone wrong before, nil for nothing.
+func ended(ctx context.Context, last error) error {
+	if last == nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("%w; before that: %w", context.Cause(ctx), last)
 }
 
 // absent turns "no such object" into the answer for PostgreSQL, unless the archive holds nothing at all: then the prefix is

@@ -13,7 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -44,10 +46,15 @@ const copySize = 256 << 10
 
 // Push archives one file under its name. A file that is archived already with the same content is a success; with other
 // content it is [ErrDifferentContent].
-func Push(ctx context.Context, d Deps, o PushOptions) error {
+func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
 	began := time.Now()
 	ctx, cancel := withDeadline(ctx, o.Timeout, "archiving "+o.Path)
 	defer cancel()
+	defer func() {
+		if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(cause, err)
+		}
+	}()
 	f, err := openFile(o.Path)
 	if err != nil {
 		return err
@@ -67,7 +74,7 @@ func Push(ctx context.Context, d Deps, o PushOptions) error {
 	}
 	sealed, err := d.Catalog.WAL().PutNew(ctx, name, f.writeTo)
 	if errors.Is(err, catalog.ErrExists) {
-		if err := compareArchived(ctx, d, f, name); err != nil {
+		if err := compareRepeatedly(ctx, d, f, name); err != nil {
 			return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
 		}
 		d.Log.Info("archived already with equal content", "action", "wal-push", "seg", name, "state", "complete", "size", f.size)
@@ -160,6 +167,34 @@ func (f *file) writeTo(w io.Writer) error {
 		err = fmt.Errorf("cannot read %s: it shrank from %d to %d bytes", f.Name(), f.size, n)
 	}
 	return err
+}
+
+// compareAttempts is how often the archived file is read to be compared before a failure is the push's.
+const compareAttempts = 3
+
+// compareRepeatedly is compareArchived, again if the storage failed in a way that may pass.
+func compareRepeatedly(ctx context.Context, d Deps, f *file, name string) error {
+	var last error // what went wrong, other than by the end of ctx
+	pause := firstPause
+	for attempt := 1; ; attempt++ {
+		err := compareArchived(ctx, d, f, name)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ended(ctx, last)
+		case attempt == compareAttempts, errors.Is(err, ErrDifferentContent), errors.Is(err, fs.ErrNotExist), !mayPass(err, attempt):
+			return err
+		}
+		last = err
+		d.Log.Warn("trying again", "action", "wal-push", "seg", name, "attempt", attempt, "error", err)
+		select {
+		case <-ctx.Done():
+			return ended(ctx, last)
+		case <-time.After(pause/2 + rand.N(pause/2)):
+		}
+		pause = min(2*pause, longestPause)
+	}
 }
 
 // compareArchived compares the file with what is archived under its name.

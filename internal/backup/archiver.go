@@ -12,17 +12,17 @@ import (
 type archiverState struct{ postgres.Archiver }
 
 // archiver asks the server. On a standby its statistics say nothing of the primary's archiving, and a server that does
-// not answer must not fail a backup that is already copied.
-func archiver(ctx context.Context, d Deps, need neededWAL) archiverState {
+// not answer, whose session has ended then, must not fail a backup that is already copied; it is not asked again.
+func archiver(ctx context.Context, d Deps, need neededWAL) (_ archiverState, again bool) {
 	if need.standby {
-		return archiverState{}
+		return archiverState{}, false
 	}
 	a, err := d.Server.Archiver(ctx)
 	if err != nil {
 		d.Log.Warn("cannot ask the server about its archiver", "error", err)
-		return archiverState{}
+		return archiverState{}, false
 	}
-	return archiverState{a}
+	return archiverState{a}, true
 }
 
 // has tells whether the server has archived the segment: it archives the segments of a timeline in their order.

@@ -38,7 +38,7 @@ func awaitWAL(ctx context.Context, d Deps, need neededWAL, limit time.Duration) 
 	}
 	began := time.Now()
 	progressed, reminded, archivedSince := began, began, time.Time{}
-	fewest, lastArchived := math.MaxInt, ""
+	fewest, lastArchived, ask := math.MaxInt, "", true
 	for pause := pollMin; ; pause = min(2*pause, pollMax) {
 		missing, err := missingWAL(ctx, d, need)
 		if err != nil {
@@ -48,7 +48,10 @@ func awaitWAL(ctx context.Context, d Deps, need neededWAL, limit time.Duration) 
 			return catalog.WALArchived, nil, nil
 		}
 		now := time.Now()
-		server := archiver(ctx, d, need)
+		var server archiverState
+		if ask {
+			server, ask = archiver(ctx, d, need)
+		}
 		if len(missing) < fewest || server.LastArchivedWAL != lastArchived {
 			fewest, lastArchived, progressed = len(missing), server.LastArchivedWAL, now
 		}

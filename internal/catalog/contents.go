@@ -269,9 +269,12 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 	}
 	switch {
 	case b.ManifestSHA256 != "":
-		err = c.readManifest(ctx, b, &l)
+		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, maxListing, func(r io.Reader) error {
+			l = Listing{}
+			return readManifest(r, b, &l)
+		})
 	case b.filesDisabled && !b.filesEmbedded:
-		err = c.listOther(ctx, b, &l, stored, nil)
+		err = c.listOther(b, &l, stored, nil)
 	default:
 		document := backupDir(b.Name) + filesName
 		if b.filesEmbedded {
@@ -279,10 +282,10 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 		}
 		err = c.repo.ReadPlain(ctx, document, maxListing, func(r io.Reader) error {
 			l = Listing{}
-			return c.listOther(ctx, b, &l, stored, r)
+			return c.listOther(b, &l, stored, r)
 		})
 		if errors.Is(err, fs.ErrNotExist) && b.Delta == nil {
-			err = c.listOther(ctx, b, &l, stored, nil)
+			err = c.listOther(b, &l, stored, nil)
 		}
 	}
 	if err != nil {
@@ -318,18 +321,12 @@ func (c *Catalog) storedParts(ctx context.Context, backup string) (map[string]in
 }
 
 // readManifest reads walden's manifest, whose hash the sentinel holds.
-func (c *Catalog) readManifest(ctx context.Context, b Backup, l *Listing) error {
-	return c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, maxListing, func(r io.Reader) error {
-		*l = Listing{Files: &Files{}, Hashed: true}
-		return parseManifest(r, b, l)
-	})
-}
-
-func parseManifest(r io.Reader, b Backup, l *Listing) error {
+func readManifest(r io.Reader, b Backup, l *Listing) error {
 	sum := sha256.New()
 	all := io.TeeReader(bufio.NewReaderSize(r, 256<<10), sum)
 	d := newDecoder(all)
 	var head manifestHead
+	l.Files, l.Hashed = &Files{}, true
 	err := eachMember(d, func(key string) error {
 		switch key {
 		case "parts":
@@ -434,7 +431,7 @@ func (l *Listing) addFile(m manifestFile) error {
 }
 
 // listOther reads files_metadata.json, or the list embedded in a version 1 sentinel; r is nil when there is none.
-func (c *Catalog) listOther(ctx context.Context, b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
+func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
 	named := map[string]bool{}
 	if r != nil {
 		d := newDecoder(bufio.NewReaderSize(r, 256<<10))

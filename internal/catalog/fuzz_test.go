@@ -81,10 +81,8 @@ func FuzzManifest(f *testing.F) {
 	f.Add(`{"version":1,"files":[{"name":"/../x","mode":"0600","xxh128":"00"}]}`)
 	f.Add(`{"version":2}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		s := storagetest.NewMemory()
-		put(t, s, backupDir(first)+manifestName, text)
 		l := Listing{}
-		err := open(t, s).readManifest(t.Context(), Backup{Name: first, ManifestSHA256: "none has this"}, &l)
+		err := readManifest(strings.NewReader(text), Backup{Name: first, ManifestSHA256: "none has this"}, &l)
 		if err == nil {
 			t.Error("accepted with another digest than the sentinel's")
 		}
@@ -97,7 +95,7 @@ func FuzzFilesMetadata(f *testing.F) {
 	f.Add(`{"Files":{"/../x":{}},"TarFileSets":{"../../x.tar":[]}}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		l := Listing{}
-		err := open(t, storagetest.NewMemory()).listOther(t.Context(), Backup{Name: first}, &l, map[string]int64{"part_001.tar": 1, controlTar: 1}, strings.NewReader(text))
+		err := open(t, storagetest.NewMemory()).listOther(Backup{Name: first}, &l, map[string]int64{"part_001.tar": 1, controlTar: 1}, strings.NewReader(text))
 		checkListing(t, l, err)
 		for _, p := range append(l.Parts, l.Special...) {
 			if strings.Contains(p.Name, "/") {

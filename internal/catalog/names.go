@@ -24,6 +24,10 @@ const (
 	labelTar       = "backup_label.tar"
 )
 
+// Folders are the folders below the archive's prefix in which an archive, walden's or WAL-G's, keeps its large objects.
+// Nothing else writes there, whatever shares the prefix.
+func Folders() []string { return []string{backupsDir, walDir} }
+
 // backupName is the grammar by which WAL-G recognises its backups: full, delta, and WAL-E's with an offset.
 var backupName = regexp.MustCompile(`^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$`)
 

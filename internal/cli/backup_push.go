@@ -119,6 +119,9 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	o.Compression, o.Encryption = method.Name(), "none"
 
 	out, err := backup.Push(ctx, backup.Deps{Catalog: c, Server: server, Log: a.log, Progress: a.progress("backup-push")}, o)
+	if err == nil {
+		a.abortStaleUploads(ctx)
+	}
 	switch {
 	case err != nil:
 		return err

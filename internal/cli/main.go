@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,14 +35,19 @@ type Process struct {
 
 // Main runs one command and returns the exit code.
 func Main(p Process) int {
+	keepToItself()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
-	a := &app{process: p, screen: newScreen(p.Stderr)}
+	return (&app{process: p}).run(ctx)
+}
+
+func (a *app) run(ctx context.Context) int {
+	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
 	root := a.command()
-	root.SetArgs(p.Args)
-	root.SetOut(p.Stdout)
-	root.SetErr(p.Stderr)
+	root.SetArgs(a.process.Args)
+	root.SetOut(a.process.Stdout)
+	root.SetErr(a.process.Stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
@@ -61,10 +67,13 @@ type app struct {
 	turbo   bool
 	// blocksAtOnce is how many blocks of one object are compressed at the same time; 0 is 1.
 	blocksAtOnce int
+	seams        seams
 
 	config  config.Config
 	log     *slog.Logger
 	closers []func() error
+	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
+	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 }
 
 func (a *app) close() {
@@ -139,6 +148,7 @@ func (a *app) load(quiet bool) error {
 	}
 	var err error
 	a.config, err = config.Load(config.Input{Flags: a.flags, Environ: a.process.Environ, File: a.file, Home: home})
+	a.screen.hide(newMask(a.config.Secrets()))
 	if err != nil {
 		return fmt.Errorf("cannot use the settings: %w", err)
 	}
@@ -167,7 +177,7 @@ func (a *app) openLog() error {
 			return fmt.Errorf("cannot open the log: %w", err)
 		}
 		a.closers = append(a.closers, f.Close)
-		out = f
+		out = masked{f, a.screen.mask}
 	}
 	options := &slog.HandlerOptions{Level: map[string]slog.Level{
 		"ERROR": slog.LevelError, "NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug,

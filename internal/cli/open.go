@@ -47,6 +47,22 @@ func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, e
 	return catalog.New(repo.New(s, c, crypt.None{}, repo.Options{Log: a.log}), a.log), c, nil
 }
 
+// seams are where tests come between walden and its storage: directly around the backend, where a failure is one that may
+// pass, and around everything that repeats failed operations, where it is one for good. Nil leaves a store as it is.
+type seams struct {
+	backend, retried func(storage.Store) storage.Store
+}
+
+func wrapped(wrap func(storage.Store) storage.Store, s storage.Store) storage.Store {
+	if wrap == nil {
+		return s
+	}
+	return wrap(s)
+}
+
+// retryTotal is how long a failed operation of the storage is repeated at least.
+const retryTotal = 2 * time.Minute
+
 // openStorage is the only place that chooses a backend.
 func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	var s storage.Store
@@ -59,7 +75,9 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 			s = storage.WithPrefix(s, cfg.Folder)
 		}
 	case config.KindS3:
-		s, err = s3.Open(ctx, a.s3Options())
+		var bucket *s3.Store
+		bucket, err = s3.Open(ctx, a.s3Options())
+		s, a.abortStale = bucket, bucket.AbortStale
 	case config.KindNone:
 		return nil, hint.With(fmt.Errorf("cannot open the archive: no storage is set"),
 			"set WALG_FILE_PREFIX=/path or WALG_S3_PREFIX=s3://bucket/path in the environment or in a configuration file")
@@ -69,13 +87,46 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s = storage.WithStallLimit(s, a.config.Limits.StallTimeout)
+	s = storage.WithStallLimit(wrapped(a.seams.backend, s), a.config.Limits.StallTimeout)
 	if limit := a.config.Limits.NetworkRate; limit > 0 {
 		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
 	}
-	return storage.WithRetry(s, storage.RetryOptions{OnRetry: func(err error, wait time.Duration) {
-		a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
-	}}), nil
+	s = storage.WithRetry(s, storage.RetryOptions{
+		Total:   max(retryTotal, 2*a.config.Limits.StallTimeout), // so that what hung once is tried again
+		OnRetry: a.storageFailed,
+	})
+	return wrapped(a.seams.retried, s), nil
+}
+
+// storageFailed tells the operator of a failure that may pass.
+func (a *app) storageFailed(err error, wait time.Duration) {
+	a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
+}
+
+const (
+	// staleAfter is when an upload without progress is taken for one that a killed process left behind. The stall limit and
+	// the retries end any that lives long before.
+	staleAfter = 24 * time.Hour
+	// tidyLimit bounds the search for such uploads.
+	tidyLimit = time.Minute
+)
+
+// abortStaleUploads removes the parts that killed processes have left on S3. The backup is taken by then, so that nothing
+// here is a failure: without the permissions for it a lifecycle rule does the same.
+func (a *app) abortStaleUploads(ctx context.Context) {
+	if a.abortStale == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
+	defer cancel()
+	aborted, err := a.abortStale(ctx, staleAfter, catalog.Folders()...)
+	if len(aborted) > 0 {
+		a.log.Warn("aborted multipart uploads that a killed process had left behind", "count", len(aborted), "keys", some(aborted))
+	}
+	if err != nil {
+		a.log.Info("multipart uploads that killed processes may have left behind were not all found and aborted; "+
+			"a lifecycle rule for incomplete uploads does that, too", "error", err)
+	}
 }
 
 func (a *app) s3Options() s3.Options {
@@ -99,7 +150,7 @@ func (a *app) s3Options() s3.Options {
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
 		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
-		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests,
+		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests, OnRetry: a.storageFailed,
 	}
 }
 

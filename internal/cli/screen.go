@@ -21,6 +21,7 @@ import (
 type screen struct {
 	mu       sync.Mutex
 	out      io.Writer
+	mask     mask
 	terminal bool
 	bar      *progressbar.ProgressBar
 }
@@ -37,7 +38,14 @@ func (s *screen) Write(b []byte) (int, error) {
 	if s.bar != nil {
 		_ = s.bar.Clear() // a screen that cannot be written to is nobody's loss
 	}
-	return s.out.Write(b)
+	return masked{s.out, s.mask}.Write(b)
+}
+
+// hide makes the screen mask secrets from now on.
+func (s *screen) hide(m mask) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mask = m
 }
 
 // progressEvery is the interval of progress lines in the log where there is no terminal.
@@ -121,7 +129,7 @@ func (p *progress) End() {
 // printable makes text from an archive fit for a terminal: what is no visible character is written as in a Go string, so
 // that no name and no user data can move the cursor, hide a line or turn its direction; and it ends after limit characters.
 func printable(text string, limit int) string {
-	if utf8.ValidString(text) && utf8.RuneCountInString(text) <= limit && !strings.ContainsFunc(text, hidden) {
+	if utf8.ValidString(text) && utf8.RuneCountInString(text) <= limit && !strings.ContainsFunc(text, invisible) {
 		return text
 	}
 	var out strings.Builder
@@ -130,7 +138,7 @@ func printable(text string, limit int) string {
 		switch {
 		case r == utf8.RuneError && size == 1:
 			fmt.Fprintf(&out, `\x%02x`, text[0])
-		case hidden(r):
+		case invisible(r):
 			quoted := strconv.QuoteRune(r)
 			out.WriteString(quoted[1 : len(quoted)-1])
 		default:
@@ -144,7 +152,7 @@ func printable(text string, limit int) string {
 	return out.String()
 }
 
-func hidden(r rune) bool { return !strconv.IsPrint(r) }
+func invisible(r rune) bool { return !strconv.IsPrint(r) }
 
 // maxMessage is the longest line of an error in characters.
 const maxMessage = 20_000
@@ -164,7 +172,7 @@ func escapeJSON(w io.Writer, text []byte) error {
 	out := bufio.NewWriter(w)
 	for len(text) > 0 {
 		r, size := utf8.DecodeRune(text)
-		if r < 0x7f || !hidden(r) {
+		if r < 0x7f || !invisible(r) {
 			out.Write(text[:size])
 		} else {
 			for _, unit := range utf16.Encode([]rune{r}) {

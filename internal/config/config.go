@@ -29,6 +29,7 @@ type Config struct {
 	Log         Log
 
 	settings []Value
+	secrets  []Secret
 	warnings []string
 }
 
@@ -211,6 +212,10 @@ type Value struct {
 
 // Settings returns all settings in the order of the documentation, with secrets masked.
 func (c Config) Settings() []Value { return c.settings }
+
+// Secrets returns every secret that was given in any place, used or not, a map's values one by one: for masking them in words
+// that others have written, such as a service's error message.
+func (c Config) Secrets() []Secret { return c.secrets }
 
 // Warnings returns what the operator should know, one line each and without values: unknown names with the nearest
 // known one, settings that have no effect and why, contradicting or obsolete settings.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"net/url"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -119,11 +120,14 @@ func (d Definition) Valid() string {
 	}
 }
 
+// userInURL finds a URL with a user, and so perhaps a password, in a text.
+var userInURL = regexp.MustCompile(`://[^/\s]*@`)
+
 // show returns the value for people: secrets are masked. Nobody may write a password into a URL or prefix, but people
-// do, so that one that is refused is not shown either if there might be one in it.
+// do, and they write URLs where names belong: what might hold a password is not shown either.
 func (d Definition) show(text string, refused bool) string {
-	mayHoldPassword := (d.Type == URL || d.Type == Prefix) && strings.Contains(text, "@")
-	if text != "" && (d.Secret || refused && mayHoldPassword) {
+	mayHoldPassword := userInURL.MatchString(text) || refused && (d.Type == URL || d.Type == Prefix) && strings.Contains(text, "@")
+	if text != "" && (d.Secret || mayHoldPassword) {
 		return mask
 	}
 	return text

@@ -147,7 +147,7 @@ func explain(decoder viper.Decoder, format string, data []byte, err error) (line
 	case format == "env" || format == "dotenv":
 		return envLine(decoder, data), errors.New("expected NAME=value, with closed quotes")
 	}
-	text := quoted.ReplaceAllString(err.Error(), "…")
+	text := withoutContents(quoted.ReplaceAllString(err.Error(), "…"), data)
 	if match := yamlLine.FindStringSubmatch(text); line == 0 && match != nil {
 		line, _ = strconv.Atoi(match[1])
 		text = strings.Replace(text, match[0], "", 1)
@@ -156,6 +156,19 @@ func explain(decoder viper.Decoder, format string, data []byte, err error) (line
 		line = lineOf(data, int64(firstUnreadable(data)))
 	}
 	return line, errors.New(strings.Join(strings.Fields(text), " "))
+}
+
+// withoutContents takes the words out of a decoder's message that stand in the file, too: names and values that it did not
+// quote. Short ones, which cannot be secrets of any worth, stay, because those of the decoder's own are among them.
+func withoutContents(text string, data []byte) string {
+	const short = 6
+	words := strings.Fields(text)
+	for i, word := range words {
+		if bare := strings.Trim(word, ".,:;()[]{}<>"); len(bare) >= short && bytes.Contains(data, []byte(bare)) {
+			words[i] = strings.Replace(word, bare, "…", 1)
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 func lineOf(data []byte, offset int64) int {
@@ -200,7 +213,7 @@ func fileText(d Definition, value any) (string, error) {
 	if value == nil {
 		return "", nil
 	}
-	if text, ok := value.(string); ok && d.Type != Map {
+	if text, ok := value.(string); ok { // of a map, too: in a .env file everything is text
 		return text, nil
 	}
 	if d.Type == Map || d.Type == JSON {

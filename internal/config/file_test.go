@@ -16,6 +16,7 @@ func TestFileFormats(t *testing.T) {
 		"a.json":   `{"PGHOST": "db1", "PGPORT": 5433, "walg_verify_page_checksums": true, "WALG_SENTINEL_USER_DATA": {"Label": "x"}}`,
 		"a.toml":   "PGHOST = \"db1\"\nPGPORT = 5433\nWALG_VERIFY_PAGE_CHECKSUMS = true\nWALG_SENTINEL_USER_DATA = {Label = \"x\"}\n",
 		"a.env":    "# comment\nexport PGHOST=db1\nPGPORT=5433\nWALG_VERIFY_PAGE_CHECKSUMS=1\nWALG_SENTINEL_USER_DATA='{\"Label\":\"x\"}'\n",
+		"b.env":    "PGHOST=db1\nPGPORT=5433\nWALG_VERIFY_PAGE_CHECKSUMS=1\nWALG_SENTINEL_USER_DATA='{\"Label\":\"x\"}'\nS3_REQUEST_ADDITIONAL_HEADERS='{\"a\": \"b\"}'",
 		"a.dotenv": "PGHOST=\"db1\"\nPGPORT=5433\nWALG_VERIFY_PAGE_CHECKSUMS=TRUE\nWALG_SENTINEL_USER_DATA='{\"Label\":\"x\"}'",
 	} {
 		t.Run(base, func(t *testing.T) {
@@ -98,6 +99,8 @@ func TestFileFaultsNameFileAndLineAndShowNoContents(t *testing.T) {
 		{"json syntax", "a.json", "{\n\"PGHOST\": \"a\"\n\"PGPASSWORD\": \"TopSecretValue\"}", "line 3: "},
 		{"json that is no object", "a.json", "[\"TopSecretValue\"]", "line 1: expected an object"},
 		{"toml syntax", "a.toml", "PGHOST = \"a\"\nPGPASSWORD = " + secret + "\n", "line 2: "},
+		{"toml with two equal names", "a.toml", "TopSecretValue = 1\nTopSecretValue = 2\n", "is already defined"},
+		{"toml with two equal tables", "a.toml", "[TopSecretValue]\n[TopSecretValue]\n", "already exists"},
 		{"env without value", "a.env", "PGHOST=a\n\n" + secret + "\n", "line 3: expected NAME=value"},
 		{"env with an open quote", "a.env", "PGHOST=a\nPGPASSWORD=\"TopSecretValue\n\nPGUSER=b\n", "line 2: expected NAME=value"},
 		{"env after a long value", "a.env", "PGHOST=\"a\nb\nc\"\nTopSecretValue\n", "line 4: expected NAME=value"},

@@ -239,6 +239,9 @@ func (l *loader) fill() {
 			text = d.Default
 			g.layer = fromDefault
 		}
+		if d.Secret {
+			l.keepSecrets(i)
+		}
 		shown := d.show(text, false)
 		switch {
 		case d.Name == configPath:
@@ -258,6 +261,38 @@ func (l *loader) fill() {
 		}
 		l.config.settings[i] = Value{Name: d.Name, Value: shown, Source: g.String(), Help: d.Help, Effect: d.Effect}
 	}
+}
+
+// keepSecrets notes what was given for a secret setting. What cannot be parsed is as secret as what can.
+func (l *loader) keepSecrets(definition int) {
+	for _, g := range l.given[definition] {
+		texts := []string{g.text}
+		if l.definitions[definition].Type == Map {
+			if m, err := parseMap(g.text); err == nil {
+				texts = leaves(m, nil)
+			}
+		}
+		for _, text := range texts {
+			l.config.secrets = append(l.config.secrets, NewSecret(text))
+		}
+	}
+}
+
+// leaves collects the values of a map, of the maps and lists in it, and so on.
+func leaves(value any, found []string) []string {
+	switch v := value.(type) {
+	case map[string]any:
+		for _, item := range v {
+			found = leaves(item, found)
+		}
+	case []any:
+		for _, item := range v {
+			found = leaves(item, found)
+		}
+	default:
+		found = append(found, fmt.Sprint(v))
+	}
+	return found
 }
 
 // quote keeps messages to one line of bounded length.

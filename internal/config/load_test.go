@@ -296,6 +296,8 @@ func TestWarnings(t *testing.T) {
 			[]string{"environment variable WALG_MYSQL_BINLOG_REPLAY_COMMAND is not known"}},
 		{"unknown in the file", Input{File: writeFile(t, dir, "u.yaml", "pghots: db1\n")},
 			[]string{"PGHOTS in file " + dir + "/u.yaml is not known; did you mean PGHOST?"}},
+		{"line of a key in the file", Input{File: writeFile(t, dir, "k.env", "lQOYBGSecretSecretSecretSecret==\n")},
+			[]string{"LQOY... in file " + dir + "/k.env is not known"}},
 		{"names that differ", Input{Environ: []string{"WALG_S3_PREFIX=s3://g", "WALE_S3_PREFIX=s3://e"}},
 			[]string{"WALG_S3_PREFIX and WALE_S3_PREFIX are the same setting and differ: WALG_S3_PREFIX is used"}},
 		{"names that agree", Input{Environ: []string{"WALG_S3_PREFIX=s3://g", "WALE_S3_PREFIX=s3://g"}}, nil},
@@ -371,5 +373,29 @@ func TestDistance(t *testing.T) {
 		if got := distance(test.a, test.b, test.limit); got != test.want {
 			t.Errorf("distance(%q, %q, %d) = %d, want %d", test.a, test.b, test.limit, got, test.want)
 		}
+	}
+}
+
+func TestEverySecretThatWasGivenCanBeMasked(t *testing.T) {
+	t.Parallel()
+	c := mustLoad(t, Input{
+		Flags:   map[string]string{"PGPASSWORD": "used"},
+		Environ: []string{"PGPASSWORD=overridden", `S3_REQUEST_ADDITIONAL_HEADERS={"a": "in a map"}`},
+		File:    writeFile(t, t.TempDir(), "a.yaml", "WALG_FAILOVER_STORAGES:\n  a: {AWS_SECRET_KEY: deep, more: [in a list]}\n"),
+	})
+	var got []string
+	for _, s := range c.Secrets() {
+		got = append(got, s.Reveal())
+	}
+	slices.Sort(got)
+	if want := []string{"deep", "in a list", "in a map", "overridden", "used"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	c, err := load(Input{Environ: []string{"S3_REQUEST_ADDITIONAL_HEADERS=no map", "PGHOST=postgres://u:pw@h"}}, noSystemFile)
+	if err == nil || len(c.Secrets()) != 1 || c.Secrets()[0].Reveal() != "no map" {
+		t.Errorf("%v, %d secrets", err, len(c.Secrets()))
+	}
+	if v := setting(t, c, "PGHOST").Value; v != "***" {
+		t.Errorf("a URL with a password shows as %q", v)
 	}
 }

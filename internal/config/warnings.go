@@ -100,10 +100,14 @@ func distance(a, b string, limit int) int {
 	return min(row[len(b)], limit)
 }
 
-// shorten keeps an unknown name, which may be anything, to a piece of one line.
+// shorten keeps an unknown name, which may be anything, to a piece of one line. A line of a key that got among the settings
+// looks like one long word, so that of such only the beginning is shown.
 func shorten(name string) string {
-	const most = 64
-	if len(name) > most {
+	const most, mostWord, beginning = 64, 16, 4
+	switch {
+	case len(name) > mostWord && !strings.Contains(name, "_"):
+		name = name[:beginning] + "..."
+	case len(name) > most:
 		name = name[:most] + "..."
 	}
 	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {

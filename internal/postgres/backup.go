@@ -29,6 +29,9 @@ const (
 // minPingLimit is the shortest time in which the server must answer a ping, however short the interval.
 const minPingLimit = 30 * time.Second
 
+// startLimit bounds the start of a backup, which waits for a checkpoint of all that is dirty in shared_buffers.
+const startLimit = time.Hour
+
 var (
 	// ErrBackupRunning is returned by EnterBackupMode while another walden takes a backup of the same server.
 	ErrBackupRunning = errors.New("another walden backup of this server is running")
@@ -76,8 +79,8 @@ type BackupMode struct {
 	asked bool  // stop is closed
 }
 
-// EnterBackupMode begins a backup at an immediate checkpoint, which may take as long as ctx allows. Only one walden at
-// a time backs up a server: another one that holds the lock, through whatever database, is ErrBackupRunning. The
+// EnterBackupMode begins a backup at an immediate checkpoint, which may take an hour. Only one walden at a
+// time backs up a server: another one that holds the lock, through whatever database, is ErrBackupRunning. The
 // lock stays until Close or Leave, so that it also covers what the caller does after Finish.
 //
 // When it fails after it began to change anything, the session has ended and with it whatever had begun.
@@ -91,12 +94,12 @@ func (s *Server) EnterBackupMode(ctx context.Context, label string) (*BackupMode
 		stop: make(chan struct{}), watching: make(chan struct{}), lost: make(chan struct{}),
 	}
 	began := false
-	err := s.use(ctx, func(conn *pgx.Conn) error {
+	err := s.use(ctx, startLimit, func(ctx context.Context, conn *pgx.Conn) error {
 		if s.mode != nil {
 			return ErrBackupRunning
 		}
 		began = true
-		if err := lockBackups(ctx, conn); err != nil {
+		if err := limited(ctx, s.options.answerTimeout(), func(ctx context.Context) error { return lockBackups(ctx, conn) }); err != nil {
 			return err
 		}
 		if err := m.enter(ctx, conn); err != nil {
@@ -253,11 +256,11 @@ func (m *BackupMode) watch(ctx context.Context) {
 // ping proves that the connection still ends in the server process that is in backup mode: a connection pooler may
 // answer from another one.
 func (m *BackupMode) ping(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	var pid uint32
 	var recovering bool
-	err := m.server.query(ctx, []any{&pid, &recovering}, "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()")
+	err := limited(ctx, limit, func(ctx context.Context) error {
+		return m.server.query(ctx, []any{&pid, &recovering}, "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()")
+	})
 	if err != nil {
 		return fmt.Errorf("%s does not answer in the backup's session: %w", m.server, err)
 	}
@@ -300,9 +303,14 @@ func (m *BackupMode) Finish(ctx context.Context) (Stop, error) {
 	if err := m.endWatch(ctx); err != nil {
 		return Stop{}, fmt.Errorf("cannot finish the backup of %s: %w", m.server, err)
 	}
+	limit := m.server.options.StopTimeout
+	if limit <= 0 {
+		limit = defaultStopTimeout
+	}
 	var stop Stop
-	err := m.server.use(ctx, func(conn *pgx.Conn) (err error) {
-		stop, err = m.finish(ctx, conn)
+	// The server's own limit comes first, for its message; ours is for a server that does not answer at all.
+	err := m.server.use(ctx, limit+minPingLimit, func(ctx context.Context, conn *pgx.Conn) (err error) {
+		stop, err = m.finish(ctx, conn, limit)
 		if err == nil {
 			m.server.mode = nil
 		}
@@ -318,14 +326,7 @@ func (m *BackupMode) Finish(ctx context.Context) (Stop, error) {
 	return stop, nil
 }
 
-func (m *BackupMode) finish(ctx context.Context, conn *pgx.Conn) (Stop, error) {
-	limit := m.server.options.StopTimeout
-	if limit <= 0 {
-		limit = defaultStopTimeout
-	}
-	// The server's own limit comes first, for its message; ours is for a server that does not answer at all.
-	ctx, cancel := context.WithTimeout(ctx, limit+minPingLimit)
-	defer cancel()
+func (m *BackupMode) finish(ctx context.Context, conn *pgx.Conn, limit time.Duration) (Stop, error) {
 	setTimeout := func(d time.Duration) error {
 		_, err := conn.Exec(ctx, "SELECT pg_catalog.set_config('statement_timeout', $1::text, false)",
 			fmt.Sprint(d.Milliseconds()))

@@ -14,7 +14,7 @@ const (
 
 // Occupy uses the session until its connection is closed and release with it, as a query without an answer does.
 func Occupy(s *Server, stuck chan<- struct{}, release <-chan struct{}) error {
-	return s.use(context.Background(), func(conn *pgx.Conn) error {
+	return s.use(context.Background(), startLimit, func(context.Context, *pgx.Conn) error {
 		close(stuck)
 		<-release
 		return nil
@@ -26,4 +26,9 @@ func CheckVersion(s *Server, major int) error {
 	other := &Server{options: s.options, name: s.name, info: s.info}
 	other.info.Major = major
 	return other.checkVersion()
+}
+
+// Ask runs a query of one value in the session.
+func Ask(ctx context.Context, s *Server, dest *string, sql string) error {
+	return s.query(ctx, []any{dest}, sql)
 }

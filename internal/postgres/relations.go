@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -27,7 +28,7 @@ type Relation struct {
 // Databases lists the databases that admit connections, templates included, in the order of their OIDs.
 func (s *Server) Databases(ctx context.Context) ([]Database, error) {
 	var databases []Database
-	err := s.use(ctx, func(conn *pgx.Conn) error {
+	err := s.use(ctx, s.options.answerTimeout(), func(ctx context.Context, conn *pgx.Conn) error {
 		// datconnlimit -2 marks a database that an interrupted DROP DATABASE left behind.
 		rows, err := conn.Query(ctx, `
 			SELECT oid, datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid`)
@@ -71,7 +72,7 @@ func (s *Server) visitDatabase(ctx context.Context, d Database, visit func(Datab
 	if err != nil {
 		return err
 	}
-	conn, err := openSession(ctx, config)
+	conn, err := s.options.openSession(ctx, config)
 	if err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("cannot list the relations of database %q: %w", d.Name, ctx.Err())
@@ -80,12 +81,20 @@ func (s *Server) visitDatabase(ctx context.Context, d Database, visit func(Datab
 		return nil
 	}
 	defer closeConn(conn)
-	return visit(d, relations(ctx, conn, d))
+	return visit(d, relations(ctx, conn, d, s.options.answerTimeout()))
 }
 
-func relations(ctx context.Context, conn *pgx.Conn, d Database) iter.Seq2[Relation, error] {
+func relations(ctx context.Context, conn *pgx.Conn, d Database, limit time.Duration) iter.Seq2[Relation, error] {
 	return func(yield func(Relation, error) bool) {
+		// The clock runs while the server is waited for, not while the consumer takes its time.
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		clock := time.AfterFunc(limit, func() { cancel(fmt.Errorf("no answer from the server within %s", limit)) })
+		defer clock.Stop()
 		fail := func(err error) {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
 			yield(Relation{}, fmt.Errorf("cannot list the relations of database %q: %w", d.Name, serverError(err)))
 		}
 		rows, err := conn.Query(ctx, `
@@ -115,9 +124,11 @@ func relations(ctx context.Context, conn *pgx.Conn, d Database) iter.Seq2[Relati
 				fail(err)
 				return
 			}
+			clock.Stop()
 			if !yield(r, nil) {
 				return
 			}
+			clock.Reset(limit)
 		}
 		if err := rows.Err(); err != nil {
 			fail(err)

@@ -29,6 +29,7 @@ const (
 	defaultConnectTimeout = 30 * time.Second
 	defaultStopTimeout    = 10 * time.Minute
 	defaultAliveInterval  = time.Minute
+	defaultAnswerTimeout  = time.Minute
 	leaveLimit            = 10 * time.Second // how long the end of a session may take
 )
 
@@ -52,9 +53,17 @@ type Options struct {
 	ConnectTimeout time.Duration // for each address of the host; 0: PGCONNECT_TIMEOUT, else 30 s
 	StopTimeout    time.Duration // statement_timeout of the function that ends a backup; 0: 10 min
 	AliveInterval  time.Duration // between two checks that the backup's session still stands; 0: 1 min
+	AnswerTimeout  time.Duration // for the answer to a question about the server's state; 0: 1 min
 
 	AllowBeta bool         // also take backups of versions newer than the newest known one
 	Log       *slog.Logger // nil: silence
+}
+
+func (o Options) answerTimeout() time.Duration {
+	if o.AnswerTimeout > 0 {
+		return o.AnswerTimeout
+	}
+	return defaultAnswerTimeout
 }
 
 // String names the server and the role, not the password.
@@ -110,7 +119,7 @@ func Connect(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := openSession(ctx, config)
+	conn, err := o.openSession(ctx, config)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +129,11 @@ func Connect(ctx context.Context, o Options) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if s.info, err = readInfo(ctx, conn); err != nil {
+	err = limited(ctx, o.answerTimeout(), func(ctx context.Context) error {
+		s.info, err = readInfo(ctx, conn)
+		return err
+	})
+	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("cannot read the state of the PostgreSQL server at %s: %w", s.name, err)
 	}
@@ -186,13 +199,13 @@ func (s *Server) Close() {
 
 // query takes the session's turn and runs one query that returns one row into dest.
 func (s *Server) query(ctx context.Context, dest []any, sql string, args ...any) error {
-	return s.use(ctx, func(conn *pgx.Conn) error {
+	return s.use(ctx, s.options.answerTimeout(), func(ctx context.Context, conn *pgx.Conn) error {
 		return serverError(conn.QueryRow(ctx, sql, args...).Scan(dest...))
 	})
 }
 
-// use calls f with the session while nobody else uses it.
-func (s *Server) use(ctx context.Context, f func(conn *pgx.Conn) error) error {
+// use calls f with the session while nobody else uses it, and for no longer than limit.
+func (s *Server) use(ctx context.Context, limit time.Duration, f func(ctx context.Context, conn *pgx.Conn) error) error {
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -202,7 +215,19 @@ func (s *Server) use(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	if s.conn.IsClosed() {
 		return errEnded
 	}
-	return f(s.conn)
+	return limited(ctx, limit, func(ctx context.Context) error { return f(ctx, s.conn) })
+}
+
+// limited calls f and says, if it had no answer within limit, just that.
+func limited(ctx context.Context, limit time.Duration, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, withHint(
+		fmt.Errorf("no answer from the server within %s", limit), "look at the network between here and there, and at the server's log"))
+	defer cancel()
+	err := f(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // Archiver is the state of the server's own WAL archiving (pg_stat_archiver). Names are empty and times zero for what
@@ -281,36 +306,54 @@ func (o Options) parse(database string) (*pgx.ConnConfig, error) {
 		config.RuntimeParams["application_name"] = "walden"
 	}
 	config.RuntimeParams["client_encoding"] = "UTF8"
+	config.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
 	// Prepared statements buy nothing for queries that run once, and connection poolers dislike them.
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	return config, nil
 }
+
+// keepAlive finds out within two minutes that the other machine is gone, on both ends: see the tcp_ settings of
+// openSession.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 10 * time.Second, Count: 6}
 
 func address(config *pgx.ConnConfig) string {
 	return net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
 }
 
 // openSession connects and makes the session independent of settings of the role, the database and the server.
-func openSession(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
+func (o Options) openSession(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, connectError(config, err)
 	}
-	// An empty search_path keeps everything but pg_catalog out of the names in our queries. No timeout of an
-	// administrator's may end the session of a backup, which is idle for hours. Not every version knows them all.
-	_, err = conn.Exec(ctx, `
-		SELECT pg_catalog.set_config(s.name, v.value, false)
-		FROM (VALUES ('search_path', ''), ('statement_timeout', '0'), ('lock_timeout', '0'),
-		             ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
-		             ('transaction_timeout', '0'), ('datestyle', 'ISO'), ('timezone', 'UTC'), ('bytea_output', 'hex')
-		     ) AS v(name, value)
-		JOIN pg_catalog.pg_settings AS s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) v.name`)
+	prepare, cancel := context.WithTimeout(ctx, o.answerTimeout())
+	defer cancel()
+	// Before the first query: with serializable transactions a standby answers none.
+	if _, err = conn.Exec(prepare, "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"); err == nil {
+		err = setUp(prepare, conn)
+	}
 	if err != nil {
 		closeConn(conn)
 		return nil, fmt.Errorf("cannot prepare a session with the PostgreSQL server at %s: %w",
 			address(config), serverError(err))
 	}
 	return conn, nil
+}
+
+func setUp(ctx context.Context, conn *pgx.Conn) error {
+	// An empty search_path keeps everything but pg_catalog out of the names in our queries. No timeout of an
+	// administrator's may end the session of a backup, which is idle for hours. The tcp_ settings make the server notice
+	// that walden's machine is gone, and leave backup mode, within minutes and not after hours. Not every version knows
+	// them all.
+	_, err := conn.Exec(ctx, `
+		SELECT pg_catalog.set_config(s.name, v.value, false)
+		FROM (VALUES ('search_path', ''), ('statement_timeout', '0'), ('lock_timeout', '0'),
+		             ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'),
+		             ('transaction_timeout', '0'), ('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'),
+		             ('tcp_keepalives_count', '6'), ('tcp_user_timeout', '120000'), ('datestyle', 'ISO'), ('timezone', 'UTC'), ('bytea_output', 'hex')
+		     ) AS v(name, value)
+		JOIN pg_catalog.pg_settings AS s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) v.name`)
+	return err
 }
 
 // closeConn ends a session that is in no backup.

@@ -87,6 +87,7 @@ func (r *Repo) put(ctx context.Context, t target, write func(io.Writer) error) (
 // again calls try until it succeeds, says that no other attempt can help, or the retry policy is exhausted.
 func (r *Repo) again(ctx context.Context, object string, try func() (retry bool, err error)) error {
 	delay := r.retry.MinDelay
+	var last error
 	for attempt := 1; ; attempt++ {
 		retry, err := try()
 		if err == nil {
@@ -94,6 +95,12 @@ func (r *Repo) again(ctx context.Context, object string, try func() (retry bool,
 		}
 		if cause := context.Cause(ctx); cause != nil {
 			if errors.Is(err, ctx.Err()) || errors.Is(err, cause) {
+				if failed := storage.LastFailure(err); failed != nil {
+					last = failed
+				}
+				if last != nil {
+					return fmt.Errorf("cannot finish with %q in %s: %w; the last attempt failed: %w", object, r.store, cause, last)
+				}
 				return fmt.Errorf("cannot finish with %q in %s: %w", object, r.store, cause)
 			}
 			return err
@@ -101,6 +108,7 @@ func (r *Repo) again(ctx context.Context, object string, try func() (retry bool,
 		if !retry || final(err) {
 			return err
 		}
+		last = err
 		if attempt == r.retry.Attempts {
 			if attempt > 1 {
 				err = fmt.Errorf("%w (tried %d times)", err, attempt)

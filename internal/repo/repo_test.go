@@ -612,30 +612,41 @@ func TestDocumentsAreStoredAsTheyAre(t *testing.T) {
 	if _, err := r.GetPlain(t.Context(), "none.json", 10); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("GetPlain of nothing: %v", err)
 	}
-	errOwn := errors.New("it is not what it should be")
-	if err := r.ReadPlain(t.Context(), "d.json", 1<<20, func(io.Reader) error { return errOwn }); err != errOwn {
-		t.Errorf("ReadPlain with an error of the reader's own: %v", err)
-	}
 }
 
-func TestADocumentWhoseReadingBreaksOffIsReadFromItsBeginning(t *testing.T) {
+func TestADocumentIsReadAgainWhenTheStorageFailsInTheMiddle(t *testing.T) {
 	t.Parallel()
-	memory := storagetest.NewMemory()
 	doc := text(100_000)
-	put(t, memory, "d.json", doc)
-	s := storagetest.NewFault(memory, storagetest.Rule{Kind: storagetest.Half, Nth: 1})
-	calls := 0
-	var got []byte
-	err := open(t, s, "lz4").ReadPlain(t.Context(), "d.json", 1<<20, func(in io.Reader) (err error) {
-		calls++
-		got, err = io.ReadAll(in)
-		if err != nil {
-			return errors.New("what a parser says when its input ends")
+	own := errors.New("not what was expected")
+	for _, c := range []struct {
+		rule  storagetest.Rule
+		own   error
+		calls int
+		want  error
+	}{
+		{storagetest.Rule{Kind: storagetest.Half, Nth: 3}, nil, 1, nil}, // no third reading
+		{storagetest.Rule{Kind: storagetest.Half, Nth: 1}, nil, 2, nil},
+		{storagetest.Rule{Kind: storagetest.Half}, nil, 3, storagetest.ErrInjected},
+		{storagetest.Rule{Kind: storagetest.Truncate}, own, 1, own},
+		{storagetest.Rule{Err: fs.ErrNotExist}, nil, 0, fs.ErrNotExist},
+	} {
+		inner := storagetest.NewMemory()
+		if err := inner.Put(t.Context(), "d.json", bytes.NewReader(doc)); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	if err != nil || calls != 2 || !bytes.Equal(got, doc) {
-		t.Errorf("%d bytes in %d calls, %v", len(got), calls, err)
+		r := New(storagetest.NewFault(inner, c.rule), mustCodec(t, "lz4"), crypt.None{}, quick())
+		var got []byte
+		calls := 0
+		err := r.ReadPlain(t.Context(), "d.json", 1<<20, func(in io.Reader) (err error) {
+			calls++
+			if got, err = io.ReadAll(in); err != nil {
+				return err
+			}
+			return c.own
+		})
+		if !errors.Is(err, c.want) || calls != c.calls || err == nil && !bytes.Equal(got, doc) {
+			t.Errorf("%s: %d bytes after %d calls, %v", c.rule.Kind, len(got), calls, err)
+		}
 	}
 }
 

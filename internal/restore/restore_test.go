@@ -680,6 +680,14 @@ func TestAnUnfinishedRestoreIsRemovedAndNothingElse(t *testing.T) {
 	}
 	compare(t, "the first", have(t, target), before)
 
+	// A run that was killed before its mark was written has written nothing else.
+	cut := filepath.Join(t.TempDir(), "data")
+	writeFile(t, filepath.Join(cut, markFile), `{"back`)
+	if _, err := restoreTo(t, good, Options{Dir: cut}); err != nil {
+		t.Error(err)
+	}
+	compare(t, "over a mark cut off, alone", have(t, cut), want(base()...))
+
 	// A tablespace's directory that holds something is refused, also when the data directory bears a mark.
 	space := filepath.Join(t.TempDir(), "space")
 	writeFile(t, filepath.Join(space, "precious"), "data")

@@ -353,8 +353,10 @@ func readMark(dir string) (*mark, error) {
 		return nil, nil
 	}
 	var m mark
-	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, nil // cut off before it was synced: nothing else was written then, but that is the operator's to judge
+	if err := json.Unmarshal(b, &m); err != nil { // cut off before it was written: nothing else was written then
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 1 {
+			return nil, nil // so this is something else, and the operator's to judge
+		}
 	}
 	return &m, nil
 }

@@ -91,11 +91,16 @@ type retryStore struct {
 func (s *retryStore) retry(ctx context.Context, try func() error) error {
 	start := time.Now()
 	backoff := s.o.FirstWait
+	var last error
 	for attempt := 1; ; attempt++ {
 		err := try()
+		if err != nil && ctx.Err() != nil && last != nil && LastFailure(err) == nil {
+			return &interruptedError{err, last}
+		}
 		if err == nil || final(ctx, err) {
 			return err
 		}
+		last = err
 		// At least half of the wait is kept, so that the bound on attempts still spans a useful time; the other
 		// half is random, so that many clients do not come back at the same moment.
 		wait := min(backoff, s.o.MaxWait)
@@ -116,10 +121,22 @@ func (s *retryStore) retry(ctx context.Context, try func() error) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w while waiting to try again after: %w", ctx.Err(), err)
+			return &interruptedError{ctx.Err(), err}
 		}
 	}
 }
+
+// interruptedError is the end of the caller's context before an operation that had failed could succeed.
+type interruptedError struct{ err, last error }
+
+func (e *interruptedError) Error() string {
+	return fmt.Sprintf("%v; the last attempt failed: %v", e.err, e.last)
+}
+
+func (e *interruptedError) Unwrap() []error { return []error{e.err, e.last} }
+
+// LastFailure is what [LastFailure] looks for.
+func (e *interruptedError) LastFailure() error { return e.last }
 
 func (s *retryStore) Get(ctx context.Context, key string) (body io.ReadCloser, err error) {
 	err = s.retry(ctx, func() error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -14,10 +15,26 @@ import (
 type StallError struct {
 	Doing string        // what was waited for, for example `put "wal_005/…" in s3://bucket/prefix`
 	Limit time.Duration // how long
+	Last  error         // how the last attempt failed, if the storage was still trying (see [LastFailure]); or nil
 }
 
 func (e *StallError) Error() string {
+	if e.Last != nil {
+		return fmt.Sprintf("cannot %s: no progress for %s, in which attempts failed: %v", e.Doing, e.Limit, e.Last)
+	}
 	return fmt.Sprintf("cannot %s: no progress for %s", e.Doing, e.Limit)
+}
+
+// Unwrap returns the failure of the last attempt, whose hint is worth reading.
+func (e *StallError) Unwrap() error { return e.Last }
+
+// Hint is what the operator can look at.
+func (e *StallError) Hint() string {
+	if e.Last != nil {
+		return ""
+	}
+	return "the connection was there and then nothing came: look at the network and the storage; " +
+		"WALDEN_STALL_TIMEOUT sets the limit"
 }
 
 // Timeout is true, as for the errors of package net that stand for an expired deadline.
@@ -27,9 +44,10 @@ func (e *StallError) Timeout() bool { return true }
 // context that s works with, and the operation then fails with a [*StallError].
 //
 // Only the storage's time counts. Put and PutNew run the clock from one read of the source to the next, never
-// while the source itself is being waited for; hence limit must be longer than the storage needs to send what it
-// buffers. Get runs it while opening and inside each Read, List until each next entry, Delete for each 1,000
-// keys, Stat and Check for the whole call. A limit of zero or less means none.
+// while the source itself is being waited for; a storage that buffers says with [Moved] that it sends, and with
+// [Waiting] that it waits for its own kind. Get runs it while opening and inside Reads, where 64 KiB within limit are
+// the least that counts as progress, so that a trickle does not go on for days. List runs it until each next entry,
+// Delete for each 1,000 keys, Stat and Check for the whole call. A limit of zero or less means none.
 func WithStallLimit(s Store, limit time.Duration) Store {
 	if limit <= 0 {
 		return s
@@ -46,25 +64,106 @@ type stallStore struct {
 type stallClock struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	timer  *time.Timer
 	limit  time.Duration
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	paused  int // who waits for something else than the storage
+	ended   bool
+	started time.Time     // of the timer
+	left    time.Duration // when the timer was started
 }
+
+type clockKey struct{}
 
 // clock starts a clock for one operation. Whoever starts one calls end.
 func (s *stallStore) clock(ctx context.Context, doing string, args ...any) *stallClock {
 	c := &stallClock{limit: s.limit}
-	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	c.ctx = context.WithValue(ctx, clockKey{}, c)
 	stall := &StallError{Doing: fmt.Sprintf(doing, args...) + " " + s.String(), Limit: s.limit}
+	c.left, c.started = s.limit, time.Now()
 	c.timer = time.AfterFunc(s.limit, func() { c.cancel(stall) })
 	return c
 }
 
-func (c *stallClock) pause()   { c.timer.Stop() }
-func (c *stallClock) restart() { c.timer.Reset(c.limit) }
+func (c *stallClock) pause() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.paused++; c.paused == 1 {
+		c.timer.Stop()
+		c.left -= time.Since(c.started)
+	}
+}
+
+// resume lets the clock run on from where it was paused.
+func (c *stallClock) resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.paused--; c.paused == 0 {
+		c.run()
+	}
+}
+
+// progress gives the storage all of the limit again.
+func (c *stallClock) progress() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = c.limit
+	if c.paused == 0 {
+		c.run()
+	}
+}
+
+// run starts the timer. The caller holds mu.
+func (c *stallClock) run() {
+	if !c.ended {
+		c.started = time.Now()
+		c.timer.Reset(max(0, c.left))
+	}
+}
 
 func (c *stallClock) end() {
+	c.mu.Lock()
+	c.ended = true
 	c.timer.Stop()
+	c.mu.Unlock()
 	c.cancel(nil)
+}
+
+// Moved tells the stall limit of the operation that ctx belongs to, if it has one, that bytes of it are on their way. A
+// storage that buffers calls it while it sends.
+func Moved(ctx context.Context) {
+	if c, ok := ctx.Value(clockKey{}).(*stallClock); ok {
+		c.progress()
+	}
+}
+
+// Waiting tells the same that the operation waits for other operations, each of which has a limit of its own. The
+// caller calls done when that is over.
+func Waiting(ctx context.Context) (done func()) {
+	c, ok := ctx.Value(clockKey{}).(*stallClock)
+	if !ok {
+		return func() {}
+	}
+	c.pause()
+	return func() {
+		c.progress()
+		c.resume()
+	}
+}
+
+// LastFailure returns how the last attempt of an operation failed whose context ended while it was to be tried again;
+// nil if err does not tell. A storage that tries again by itself returns such errors, by a method of the same name.
+func LastFailure(err error) error {
+	var e interface {
+		error
+		LastFailure() error
+	}
+	if errors.As(err, &e) {
+		return e.LastFailure()
+	}
+	return nil
 }
 
 // verdict puts the stall in the place of the cancellation that it led to.
@@ -74,7 +173,12 @@ func (c *stallClock) verdict(err error) error {
 	}
 	var stall *StallError
 	if errors.As(context.Cause(c.ctx), &stall) {
-		return stall
+		last := LastFailure(err)
+		var timeout interface{ Timeout() bool }
+		if errors.As(last, &timeout) && timeout.Timeout() {
+			last = nil // an attempt that hung as well tells nothing more
+		}
+		return &StallError{Doing: stall.Doing, Limit: stall.Limit, Last: last}
 	}
 	return err
 }
@@ -99,7 +203,10 @@ type pausingReader struct {
 
 func (p *pausingReader) Read(b []byte) (int, error) {
 	p.c.pause()
-	defer p.c.restart()
+	defer func() {
+		p.c.progress()
+		p.c.resume()
+	}()
 	return p.r.Read(b)
 }
 
@@ -112,19 +219,28 @@ func (s *stallStore) Get(ctx context.Context, key string) (io.ReadCloser, error)
 		c.end()
 		return nil, err
 	}
-	return &limitedBody{body, c}, nil
+	c.progress()
+	return &limitedBody{body: body, c: c}, nil
 }
+
+// leastProgress is how many bytes of an object must arrive within the limit.
+const leastProgress = 64 << 10
 
 // limitedBody runs the clock inside Read only: a consumer may take its time.
 type limitedBody struct {
-	body io.ReadCloser
-	c    *stallClock
+	body  io.ReadCloser
+	c     *stallClock
+	moved int // since the clock had all of the limit
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {
-	b.c.restart()
+	b.c.resume()
 	n, err := b.body.Read(p)
 	b.c.pause()
+	if b.moved += n; b.moved >= leastProgress {
+		b.moved = 0
+		b.c.progress()
+	}
 	return n, b.c.verdict(err)
 }
 
@@ -150,7 +266,8 @@ func (s *stallStore) List(ctx context.Context, dir string) iter.Seq2[Object, err
 			if !yield(o, c.verdict(err)) || err != nil {
 				return
 			}
-			c.restart()
+			c.progress()
+			c.resume()
 		}
 	}
 }

@@ -442,3 +442,125 @@ func TestCheckKey(t *testing.T) {
 		t.Error("CheckDir of the root, or without a slash")
 	}
 }
+
+// buffering takes all of the source at once and then sends it bit by bit, as S3 does with parts over a slow link.
+type buffering struct {
+	storage.Store
+	bits int
+	each time.Duration
+	says bool
+	wait func(ctx context.Context)
+}
+
+func (b buffering) Put(ctx context.Context, _ string, r io.Reader) error {
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return err
+	}
+	for range b.bits {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(b.each):
+		}
+		if b.says {
+			storage.Moved(ctx)
+		}
+	}
+	if b.wait != nil {
+		b.wait(ctx)
+	}
+	return ctx.Err()
+}
+
+func TestAnUploadThatMovesIsNoStallHoweverSlow(t *testing.T) {
+	t.Parallel()
+	const limit = 2 * time.Second
+	put := func(b buffering) error {
+		b.Store = filled(t)
+		return storage.WithStallLimit(b, limit).Put(t.Context(), "k", strings.NewReader("content"))
+	}
+	if err := put(buffering{bits: 20, each: limit / 10, says: true}); err != nil {
+		t.Error(err)
+	}
+	var stall *storage.StallError
+	if err := put(buffering{bits: 20, each: limit / 10}); !errors.As(err, &stall) {
+		t.Errorf("an upload that says nothing: %v", err)
+	}
+	waits := func(ctx context.Context) {
+		done := storage.Waiting(ctx)
+		storage.Moved(ctx) // of another part meanwhile: it must not start the clock
+		select {
+		case <-ctx.Done():
+		case <-time.After(2 * limit):
+		}
+		done()
+	}
+	if err := put(buffering{wait: waits}); err != nil {
+		t.Errorf("an upload that waits for others: %v", err)
+	}
+	if err := put(buffering{wait: func(ctx context.Context) { waits(ctx); <-ctx.Done() }}); !errors.As(err, &stall) {
+		t.Errorf("an upload that hangs after it waited for others: %v", err)
+	}
+}
+
+// trickle is an object whose bytes come one at a time.
+type trickle struct {
+	storage.Store
+	each time.Duration
+}
+
+func (s trickle) Get(ctx context.Context, _ string) (io.ReadCloser, error) {
+	return io.NopCloser(readerFunc(func(p []byte) (int, error) {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(s.each):
+			p[0] = 'x'
+			return 1, nil
+		}
+	})), nil
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestADownloadThatTricklesIsAStall(t *testing.T) {
+	t.Parallel()
+	s := storage.WithStallLimit(trickle{filled(t), 50 * time.Millisecond}, time.Second)
+	body, err := s.Get(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	_, err = io.Copy(io.Discard, body)
+	if stall, ok := errors.AsType[*storage.StallError](err); !ok || stall.Hint() == "" {
+		t.Error(err)
+	}
+}
+
+// failingThenHanging fails the first time and answers no further call.
+type failingThenHanging struct {
+	storage.Store
+	calls int
+}
+
+func (s *failingThenHanging) Stat(ctx context.Context, _ string) (storage.Object, error) {
+	if s.calls++; s.calls == 1 {
+		return storage.Object{}, errors.New("the disk is on fire")
+	}
+	<-ctx.Done()
+	return storage.Object{}, ctx.Err()
+}
+
+func TestRetryTellsAtADeadlineWhatHadFailed(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	s := storage.WithRetry(&failingThenHanging{Store: filled(t)}, storage.RetryOptions{FirstWait: time.Millisecond})
+	_, err := s.Stat(ctx, "k")
+	if last := storage.LastFailure(err); !errors.Is(err, context.DeadlineExceeded) || last == nil ||
+		last.Error() != "the disk is on fire" || !strings.Contains(err.Error(), "the disk is on fire") {
+		t.Errorf("%v; last failure: %v", err, last)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -26,6 +27,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
@@ -44,7 +46,8 @@ const (
 )
 
 // newClient loads the SDK's configuration (files and environment, no network) and lays o over it.
-func newClient(ctx context.Context, o Options) (*s3.Client, error) {
+func (s *Store) newClient(ctx context.Context) (*s3.Client, error) {
+	o := s.o
 	cfg, err := loadConfig(ctx, o)
 	if err != nil {
 		return nil, err
@@ -53,11 +56,19 @@ func newClient(ctx context.Context, o Options) (*s3.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	provider := &renewedCredentials{provider: cfg.Credentials, load: func(ctx context.Context) (aws.CredentialsProvider, error) {
+		cfg, err := loadConfig(ctx, o)
+		return cfg.Credentials, err
+	}}
+	if o.AccessKeyID != "" && o.RoleARN == "" {
+		provider.load = nil
+	}
 	client := s3.NewFromConfig(cfg, func(so *s3.Options) {
 		so.HTTPClient = httpClient
 		so.UsePathStyle = o.PathStyle
-		so.Retryer = newRetryer(o)
-		so.Credentials = namedCredentials{cfg.Credentials}
+		so.Credentials = provider
+		so.Retryer = s.newRetryer(provider)
+		so.APIOptions = append(so.APIOptions, rememberFailures)
 		// The SDK's defaults would add checksums in the form of HTTP trailers, which many services refuse; this
 		// package computes the checksums itself and sends them as headers.
 		so.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
@@ -143,15 +154,81 @@ func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
 
 func refreshEarly(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow }
 
-// namedCredentials marks failures to obtain credentials, which the SDK reports like any other failed request.
-type namedCredentials struct{ aws.CredentialsProvider }
+// renewedCredentials are read anew from their source (files, environment, identity token, instance metadata) when the
+// service has refused them as expired: the SDK keeps credentials of a file, which name no end of validity, for ever,
+// while whoever renews them writes new ones to the file. It also marks failures to obtain credentials, which the SDK
+// reports like any other failed request.
+type renewedCredentials struct {
+	load func(context.Context) (aws.CredentialsProvider, error) // nil: the source is the settings
 
-func (c namedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	value, err := c.CredentialsProvider.Retrieve(ctx)
+	mu       sync.Mutex
+	provider aws.CredentialsProvider
+	last     aws.Credentials
+	refused  bool      // the service called some of ours expired
+	renewed  time.Time // zero: never
+}
+
+// renewalGrace is how long refusals may still come in for what was signed with the credentials before.
+const renewalGrace = time.Minute
+
+// Retrieve implements aws.CredentialsProvider.
+func (c *renewedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	value, err := c.retrieve(ctx)
 	if err != nil && ctx.Err() == nil {
 		err = &credentialsError{err}
 	}
 	return value, err
+}
+
+func (c *renewedCredentials) retrieve(ctx context.Context) (aws.Credentials, error) {
+	if c.refused {
+		provider, err := c.load(ctx)
+		if err != nil {
+			return aws.Credentials{}, err
+		}
+		value, err := provider.Retrieve(ctx)
+		if err != nil {
+			return value, err
+		}
+		same := value.AccessKeyID == c.last.AccessKeyID && value.SecretAccessKey == c.last.SecretAccessKey &&
+			value.SessionToken == c.last.SessionToken
+		if same && (c.renewed.IsZero() || time.Since(c.renewed) > renewalGrace) {
+			return value, errNotRenewed
+		}
+		if !same {
+			c.renewed = time.Now()
+		}
+		c.refused, c.provider = false, provider
+	}
+	value, err := c.provider.Retrieve(ctx)
+	if err == nil {
+		c.last = value
+	}
+	return value, err
+}
+
+// retryable tells whether a request is worth repeating with credentials that are read anew.
+func (c *renewedCredentials) retryable(err error) aws.Ternary {
+	if c.load == nil || !expired(errorCode(err)) {
+		return aws.UnknownTernary
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = true
+	return aws.TrueTernary
+}
+
+// errNotRenewed is the end when the source has no other credentials than those that were refused.
+var errNotRenewed = errors.New("the service refused them as expired or unknown, and their source holds no newer ones")
+
+func expired(code string) bool {
+	switch code {
+	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId":
+		return true
+	}
+	return false
 }
 
 type credentialsError struct{ err error }
@@ -264,14 +341,23 @@ func (c loggingClient) Do(r *http.Request) (*http.Response, error) {
 
 // newRetryer retries what may succeed the next time. The SDK's token bucket is off: it would fail a backup of
 // hours because of a few dozen hiccups, although each single request has its own limit.
-func newRetryer(o Options) aws.Retryer {
+func (s *Store) newRetryer(credentials *renewedCredentials) aws.Retryer {
+	o := s.o
 	return retry.NewStandard(func(so *retry.StandardOptions) {
 		so.MaxAttempts = o.MaxRetries + 1
 		so.RateLimiter = ratelimit.None
-		so.Backoff = backoff{o.MinRetryDelay, o.MaxRetryDelay, retry.IsErrorThrottles(so.Throttles)}
+		so.Backoff = retry.BackoffDelayerFunc(func(attempt int, err error) (time.Duration, error) {
+			wait, backoffErr := backoff{o.MinRetryDelay, o.MaxRetryDelay, retry.IsErrorThrottles(so.Throttles)}.
+				BackoffDelay(attempt, err)
+			if o.OnRetry != nil && backoffErr == nil {
+				o.OnRetry(s.explain(err), wait)
+			}
+			return wait, backoffErr
+		})
 		so.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(noTLS)}, so.Retryables...)
 		so.Retryables = append(so.Retryables,
 			retry.IsErrorRetryableFunc(brokenAnswer),
+			retry.IsErrorRetryableFunc(credentials.retryable),
 			retry.RetryableHTTPStatusCode{Codes: map[int]struct{}{
 				http.StatusRequestTimeout: {}, http.StatusTooManyRequests: {},
 			}},
@@ -284,6 +370,42 @@ func newRetryer(o Options) aws.Retryer {
 			}})
 	})
 }
+
+// rememberFailures keeps the failure of the last attempt for when the context ends while it is to be repeated: the SDK
+// then tells of the context's end only.
+func rememberFailures(stack *middleware.Stack) error {
+	const loop = "Retry" // the ID of retry.Attempt
+	type key struct{}
+	outer := middleware.FinalizeMiddlewareFunc("walden:LastFailure",
+		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (
+			middleware.FinalizeOutput, middleware.Metadata, error) {
+			var last error
+			out, metadata, err := next.HandleFinalize(context.WithValue(ctx, key{}, &last), in)
+			if err != nil && last != nil && contextText(err) != "" {
+				err = &interruptedError{err, last}
+			}
+			return out, metadata, err
+		})
+	inner := middleware.FinalizeMiddlewareFunc("walden:Failure",
+		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (
+			middleware.FinalizeOutput, middleware.Metadata, error) {
+			out, metadata, err := next.HandleFinalize(ctx, in)
+			if last, ok := ctx.Value(key{}).(*error); ok && err != nil && contextText(err) == "" {
+				*last = err
+			}
+			return out, metadata, err
+		})
+	if err := stack.Finalize.Insert(outer, loop, middleware.Before); err != nil {
+		return err
+	}
+	return stack.Finalize.Insert(inner, loop, middleware.After)
+}
+
+// interruptedError is the end of a context before a request could be repeated that had failed.
+type interruptedError struct{ err, last error }
+
+func (e *interruptedError) Error() string { return e.err.Error() }
+func (e *interruptedError) Unwrap() error { return e.err }
 
 // noTLS stops retries where TLS itself is the problem: the SDK retries all failures to connect.
 func noTLS(err error) aws.Ternary {

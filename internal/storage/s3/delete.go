@@ -52,6 +52,7 @@ func (s *Store) Delete(ctx context.Context, keys ...string) error {
 		}
 		done += len(batch)
 	}
+	s.abortLeft(ctx, client)
 	return errors.Join(failed...)
 }
 

@@ -23,9 +23,18 @@ type cause struct {
 	permanent  bool  // trying again does not help
 	is         error // fs.ErrNotExist, fs.ErrPermission or storage.ErrExists, where the cause means that
 	err        error
+	last       *cause // of the attempt before the context ended; nil: none
 }
 
 func (c *cause) Error() string { return c.text }
+
+// LastFailure is what [storage.LastFailure] looks for.
+func (c *cause) LastFailure() error {
+	if c.last == nil {
+		return nil
+	}
+	return c.last
+}
 
 // Hint is what the operator can try next, or empty.
 func (c *cause) Hint() string {
@@ -40,14 +49,18 @@ func (c *cause) Hint() string {
 
 // during adds what was being done.
 func (c *cause) during(doing string) *cause {
-	return &cause{text: doing + ": " + c.text, hint: c.hint, permanent: c.permanent, is: c.is, err: c.err}
+	return &cause{text: doing + ": " + c.text, hint: c.hint, permanent: c.permanent, is: c.is, err: c.err, last: c.last}
 }
 
 // and adds a failure that followed.
 func (c *cause) and(next *cause) *cause {
+	hint := orDefault(c.hint, next.hint)
+	if next.hint != "" && next.hint != hint {
+		hint += "; " + next.hint
+	}
 	return &cause{
-		text: c.text + "; " + next.text, hint: orDefault(next.hint, c.hint),
-		permanent: c.permanent, is: c.is, err: errors.Join(c.err, next.err),
+		text: c.text + "; " + next.text, hint: hint,
+		permanent: c.permanent, is: c.is, err: errors.Join(c.err, next.err), last: c.last,
 	}
 }
 
@@ -91,7 +104,18 @@ func (s *Store) explain(err error) *cause {
 		return c
 	}
 	if text := contextText(err); text != "" {
-		return &cause{text: text, err: err}
+		c := &cause{text: text, err: err}
+		if e, ok := errors.AsType[*interruptedError](err); ok {
+			c.last = s.explain(e.last)
+			c.text, c.hint = text+"; the last attempt failed: "+c.last.text, c.last.hint
+		}
+		return c
+	}
+	if errors.Is(err, errNotRenewed) {
+		return &cause{
+			text: "the credentials are not valid any more: " + errNotRenewed.Error(), err: err, permanent: true,
+			hint: "renew the credentials where they come from: file, identity token or role",
+		}
 	}
 	if e, ok := errors.AsType[*credentialsError](err); ok {
 		return &cause{
@@ -113,7 +137,7 @@ func (s *Store) explain(err error) *cause {
 	case code == "SignatureDoesNotMatch":
 		c.text = "the service does not accept the signature"
 		c.hint = "check AWS_SECRET_ACCESS_KEY and AWS_REGION"
-	case code == "ExpiredToken", code == "TokenRefreshRequired", code == "InvalidToken":
+	case expired(code): // an unknown access key was told above
 		c.text = "the session token has expired or is not valid"
 		c.hint = "obtain new credentials; set AWS_SESSION_TOKEN together with the keys it belongs to"
 	case code == "RequestTimeTooSkewed":
@@ -139,16 +163,29 @@ func (s *Store) explain(err error) *cause {
 			"without s3:ListBucket S3 reports missing objects as refused ones"
 	case code != "":
 		c.text = fmt.Sprintf("%s: %s%s", code, message, answer(err))
+	case garbled(err) != nil:
+		c.text = "the answer cannot be read: " + garbled(err).Error() + answer(err)
+		c.hint = "something may answer in the service's place: check AWS_ENDPOINT and the proxies between here and there"
 	case tlsProblem(err):
 		c.text, c.permanent = innermost(err).Error(), true
 		c.hint = "check the scheme of AWS_ENDPOINT; for a private authority set S3_CA_CERT_FILE"
 	default:
 		c.text = innermost(err).Error() + answer(err)
-		if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
+		if _, ok := errors.AsType[*net.DNSError](err); ok {
+			c.hint = "check the host name in AWS_ENDPOINT, and the name servers of this machine"
+		} else if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
 			c.hint = "check the network and AWS_ENDPOINT"
 		}
 	}
 	return c
+}
+
+// garbled returns why an answer was not understood, nil if it was or there was none.
+func garbled(err error) error {
+	if e, ok := errors.AsType[*smithy.DeserializationError](err); ok {
+		return e.Err
+	}
+	return nil
 }
 
 func (s *Store) wrongRegionText(region string) string {

@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -439,7 +440,8 @@ func TestAStormOfSlowDownIsSatOut(t *testing.T) {
 
 func TestDelaysGrowFromTheFirstToTheLongest(t *testing.T) {
 	t.Parallel()
-	r := newRetryer(Options{MinRetryDelay: time.Second, MaxRetryDelay: time.Minute})
+	waiting := &Store{o: Options{MinRetryDelay: time.Second, MaxRetryDelay: time.Minute}}
+	r := waiting.newRetryer(&renewedCredentials{})
 	slow := &deleteError{code: "SlowDown"}
 	for _, c := range []struct {
 		attempt  int
@@ -581,6 +583,7 @@ func TestDamageOnTheWayIsNoticed(t *testing.T) {
 	f := newFake(t)
 	f.fault = func(_ *fake, kind string, _ int, w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("X-Amz-Checksum-Crc32", crc32Base64([]byte("stored")))
+		w.Header().Set("Etag", `"etag"`)
 		switch kind {
 		case http.MethodGet:
 			_, _ = io.WriteString(w, "storeD")
@@ -820,12 +823,195 @@ func TestMissingCredentialsAreSaid(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
 	s := openTest(t, f.options())
-	s.sdk = s3.New(s.sdk.Options(), func(o *s3.Options) { o.Credentials = namedCredentials{noCredentials{}} })
+	s.sdk = s3.New(s.sdk.Options(), func(o *s3.Options) { o.Credentials = &renewedCredentials{provider: noCredentials{}} })
 	err := s.Check(t.Context())
 	var hinter interface{ Hint() string }
 	if err == nil || !strings.Contains(err.Error(), "cannot use s3://bucket/p: no credentials: none here") ||
 		!errors.As(err, &hinter) || !strings.Contains(hinter.Hint(), "AWS_ACCESS_KEY_ID") {
 		t.Error(err)
+	}
+}
+
+// TestASuccessWithoutProofIsNone lets something in between answer with pages of its own, as a captive portal does.
+func TestASuccessWithoutProofIsNone(t *testing.T) {
+	t.Parallel()
+	const html = "<html><head><title>Welcome</title></head><body>Please log in.</body></html>"
+	for kind, size := range map[string]int{http.MethodPut: small, "Create": large, "Part": large, "Complete": large} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t)
+			f.fault = func(_ *fake, got string, _ int, w http.ResponseWriter, r *http.Request) bool {
+				if got != kind {
+					return false
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				w.Header().Set("Content-Type", "text/html")
+				_, _ = io.WriteString(w, html)
+				return true
+			}
+			s := openTest(t, f.options())
+			for name, put := range map[string]func(context.Context, string, io.Reader) error{"Put": s.Put, "PutNew": s.PutNew} {
+				if err := put(t.Context(), "key", bytes.NewReader(make([]byte, size))); err == nil {
+					t.Errorf("%s succeeded", name)
+				}
+			}
+		})
+	}
+}
+
+func TestAnUploadThatCouldNotBeAbortedIsAbortedWhenTheServiceAnswersAgain(t *testing.T) {
+	t.Parallel()
+	f := newFake(t)
+	var down atomic.Bool
+	down.Store(true)
+	f.fault = func(_ *fake, kind string, _ int, w http.ResponseWriter, _ *http.Request) bool {
+		if down.Load() && (kind == "Complete" || kind == "Abort") {
+			refuse(w, 403, "AccessDenied")
+			return true
+		}
+		return false
+	}
+	s := openTest(t, f.options())
+	if err := s.Put(t.Context(), "large", bytes.NewReader(make([]byte, large))); err == nil ||
+		!strings.Contains(err.Error(), "cannot abort multipart upload") {
+		t.Fatal(err)
+	}
+	down.Store(false)
+	if err := s.Put(t.Context(), "small", strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.uploads) != 0 {
+		t.Errorf("%d uploads are left", len(f.uploads))
+	}
+}
+
+// TestTheEndOfADeadlineTellsWhatWasTriedUntilThen wants more than "context deadline exceeded".
+func TestTheEndOfADeadlineTellsWhatWasTriedUntilThen(t *testing.T) {
+	t.Parallel()
+	f := newFake(t)
+	f.fault = func(_ *fake, _ string, _ int, w http.ResponseWriter, _ *http.Request) bool {
+		refuse(w, 503, "SlowDown")
+		return true
+	}
+	o := f.options()
+	o.MinRetryDelay, o.MaxRetryDelay = time.Hour, time.Hour
+	told := make(chan error, 10)
+	o.OnRetry = func(err error, _ time.Duration) { told <- err }
+	s := openTest(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-told
+		cancel()
+	}()
+	_, err := s.Get(ctx, "key")
+	last := storage.LastFailure(err)
+	if !errors.Is(err, context.Canceled) || last == nil || !strings.Contains(err.Error(), "SlowDown") {
+		t.Errorf("%v; last failure: %v", err, last)
+	}
+	stalled := storage.WithStallLimit(s, 50*time.Millisecond)
+	_, err = stalled.Get(t.Context(), "key")
+	if err == nil || !strings.Contains(err.Error(), "no progress for 50ms") || !strings.Contains(err.Error(), "SlowDown") {
+		t.Error(err)
+	}
+}
+
+// TestAWrongClockIsCorrectedByTheServicesAnswer refuses what is not signed at the time of a service that is ahead.
+func TestAWrongClockIsCorrectedByTheServicesAnswer(t *testing.T) {
+	t.Parallel()
+	const ahead, tolerated = time.Hour, 15 * time.Minute
+	f := newFake(t)
+	f.fault = func(_ *fake, _ string, _ int, w http.ResponseWriter, r *http.Request) bool {
+		now := time.Now().Add(ahead)
+		w.Header().Set("Date", now.UTC().Format(http.TimeFormat))
+		signed, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
+		if err == nil && now.Sub(signed).Abs() < tolerated {
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		refuse(w, 403, "RequestTimeTooSkewed")
+		return true
+	}
+	s := openTest(t, f.options())
+	if err := s.Put(t.Context(), "key", strings.NewReader("content")); err != nil {
+		t.Error(err)
+	}
+	if got := mustGet(t, s, "key"); string(got) != "content" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestCredentialsOfAFileAreReadAgainWhenTheServiceCallsThemExpired lets them be renewed behind walden's back.
+func TestCredentialsOfAFileAreReadAgainWhenTheServiceCallsThemExpired(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{http.MethodPut, http.MethodHead, http.MethodGet, "List", "Part"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t)
+			o := f.options()
+			o.AccessKeyID, o.SecretAccessKey = "", ""
+			o.SharedCredentialsFile = filepath.Join(t.TempDir(), "credentials")
+			write := func(token string) {
+				text := "[default]\naws_access_key_id = access\naws_secret_access_key = secret\naws_session_token = " + token + "\n"
+				if err := os.WriteFile(o.SharedCredentialsFile, []byte(text), 0o600); err != nil {
+					t.Error(err)
+				}
+			}
+			write("first")
+			valid := "first"
+			var mu sync.Mutex
+			renewing := true
+			f.fault = func(_ *fake, got string, _ int, w http.ResponseWriter, r *http.Request) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				if got == kind && valid == "first" {
+					valid = "second"
+					if renewing {
+						write("second")
+					}
+				}
+				if r.Header.Get("X-Amz-Security-Token") == valid {
+					return false
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				if r.Method == http.MethodHead {
+					w.WriteHeader(400)
+				} else {
+					refuse(w, 400, "ExpiredToken")
+				}
+				return true
+			}
+			run := func() error {
+				s := openTest(t, o)
+				f.put("/bucket/p/there", "content", "")
+				if kind == http.MethodHead {
+					_, err := s.Stat(t.Context(), "there")
+					return err
+				}
+				if err := s.Put(t.Context(), "key", bytes.NewReader(make([]byte, map[bool]int{false: small, true: large}[kind == "Part"]))); err != nil {
+					return err
+				}
+				body, err := s.Get(t.Context(), "there")
+				if err != nil {
+					return err
+				}
+				return errors.Join(body.Close(), s.Check(t.Context()))
+			}
+			if err := run(); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			write("first")
+			valid, renewing = "first", false
+			mu.Unlock()
+			err := run()
+			var hinter interface{ Hint() string }
+			if err == nil || !strings.Contains(err.Error(), "their source holds no newer ones") || !errors.As(err, &hinter) ||
+				!strings.Contains(hinter.Hint(), "renew the credentials") {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -923,6 +1109,7 @@ func TestAListingThatCannotBeTrustedIsAnError(t *testing.T) {
 	for name, answer := range map[string]string{
 		"cut short":      `<IsTruncated>true</IsTruncated>`,
 		"endless":        `<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>`,
+		"no listing":     ``,
 		"foreign prefix": `<IsTruncated>false</IsTruncated><Contents><Key>elsewhere/x</Key></Contents>`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -1098,7 +1285,7 @@ func (f *region) Do(r *http.Request) (*http.Response, error) {
 		resp.StatusCode = 301
 		resp.Header.Set("X-Amz-Bucket-Region", "eu-central-1")
 	} else if r.Method == http.MethodGet {
-		resp.Body = io.NopCloser(strings.NewReader("<ListBucketResult></ListBucketResult>"))
+		resp.Body = io.NopCloser(strings.NewReader("<ListBucketResult><Name>bucket</Name></ListBucketResult>"))
 	}
 	return resp, nil
 }

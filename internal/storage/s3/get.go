@@ -8,6 +8,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
+	"net/http"
 	"strings"
 	"time"
 
@@ -218,11 +219,27 @@ func (s *Store) Stat(ctx context.Context, key string) (storage.Object, error) {
 	return storage.Object{Key: key, Size: aws.ToInt64(out.ContentLength), Modified: aws.ToTime(out.LastModified)}, nil
 }
 
+// head asks for an object. Answers to HEAD have no body and so no reason: a refusal is explained by a listing, which
+// also makes credentials that have expired be renewed.
 func (s *Store) head(ctx context.Context, client *s3.Client, path *string) (*s3.HeadObjectOutput, error) {
-	return client.HeadObject(ctx, &s3.HeadObjectInput{
-		Bucket: &s.o.Bucket, Key: path, SSECustomerAlgorithm: s.sse.customerAlgorithm,
-		SSECustomerKey: s.sse.customerKey, SSECustomerKeyMD5: s.sse.customerKeyMD5,
-	})
+	ask := func() (*s3.HeadObjectOutput, error) {
+		return client.HeadObject(ctx, &s3.HeadObjectInput{
+			Bucket: &s.o.Bucket, Key: path, SSECustomerAlgorithm: s.sse.customerAlgorithm,
+			SSECustomerKey: s.sse.customerKey, SSECustomerKeyMD5: s.sse.customerKeyMD5,
+		})
+	}
+	out, err := ask()
+	if status := statusCode(err); status != http.StatusBadRequest && status != http.StatusForbidden {
+		return out, err
+	}
+	switch _, listErr := s.listPage(ctx, client, s.o.Prefix, "", "", 1, fewAttempts); {
+	case listErr == nil: // refused for a reason that has passed, or this object only
+		return ask()
+	case statusCode(listErr) == http.StatusForbidden && errorCode(listErr) == "AccessDenied":
+		return out, err
+	default:
+		return nil, listErr
+	}
 }
 
 // findBucket tells a missing bucket, or credentials, from a missing object after a HEAD, whose answer has no body

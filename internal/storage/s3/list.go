@@ -84,6 +84,9 @@ func (s *Store) listPage(ctx context.Context, client *s3.Client, prefix, delimit
 			return page{}, err
 		}
 		p := merge(out.Contents, out.CommonPrefixes)
+		if out.Name == nil && out.IsTruncated == nil && len(p.entries) == 0 {
+			return page{}, errNoListing
+		}
 		if aws.ToBool(out.IsTruncated) {
 			p.next = aws.ToString(out.NextMarker)
 			// Told only with a delimiter, and not by all services: it is the last entry.
@@ -102,12 +105,19 @@ func (s *Store) listPage(ctx context.Context, client *s3.Client, prefix, delimit
 		return page{}, err
 	}
 	p := merge(out.Contents, out.CommonPrefixes)
+	if out.Name == nil && out.IsTruncated == nil && len(p.entries) == 0 {
+		return page{}, errNoListing
+	}
 	if aws.ToBool(out.IsTruncated) {
 		p.next = aws.ToString(out.NextContinuationToken)
 		return p, p.mustContinue()
 	}
 	return p, nil
 }
+
+// errNoListing keeps a page of HTML from passing for an empty bucket: the SDK's decoder takes whatever root element
+// there is.
+var errNoListing = errors.New("the answer is that of success, but no listing: it is not from an S3 service")
 
 func (p page) mustContinue() error {
 	if p.next == "" {

@@ -145,6 +145,9 @@ type Options struct {
 	AdditionalHeaders Headers // added to every request and signed
 
 	LogRequests *slog.Logger // debug line per HTTP request; nil: none
+
+	// OnRetry, if set, is told before each wait why a request is repeated and how long the wait is. It must not block.
+	OnRetry func(err error, wait time.Duration)
 }
 
 const (
@@ -280,6 +283,9 @@ type Store struct {
 	conditions atomic.Int32 // conditions
 	deletion   atomic.Int32 // deletion
 	bucketSeen atomic.Bool  // the bucket answered, so "not found" is about the object
+
+	leftMu sync.Mutex
+	left   []leftUpload // could not be aborted yet
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -306,7 +312,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 			customerKeyMD5:    aws.String(md5Base64([]byte(o.SSECustomerKey))),
 		}
 	}
-	if s.sdk, err = newClient(ctx, o); err != nil {
+	if s.sdk, err = s.newClient(ctx); err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", name, err)
 	}
 	switch {

@@ -124,13 +124,13 @@ func TestCredentialsComeFromWhereTheOptionsSay(t *testing.T) {
 	}
 
 	base.RoleARN = "arn:aws:iam::1:role/r"
-	role := openTest(t, base).sdk.Options().Credentials.(namedCredentials).CredentialsProvider
+	role := openTest(t, base).sdk.Options().Credentials.(*renewedCredentials).provider
 	if !aws.IsCredentialsProvider(role, (*stscreds.AssumeRoleProvider)(nil)) {
 		t.Errorf("role: %T", role)
 	}
 	t.Setenv("AWS_WEB_IDENTITY_TOKEN_FILE", file)
 	t.Setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/r")
-	role = openTest(t, base).sdk.Options().Credentials.(namedCredentials).CredentialsProvider
+	role = openTest(t, base).sdk.Options().Credentials.(*renewedCredentials).provider
 	if !aws.IsCredentialsProvider(role, (*stscreds.WebIdentityRoleProvider)(nil)) {
 		t.Errorf("web identity: %T", role)
 	}
@@ -177,7 +177,7 @@ func TestASmallObjectTakesLittleMemory(t *testing.T) {
 		if p.size != int64(size) || p.reserved != want || !src.atEnd() {
 			t.Errorf("%d bytes: %d read, %d reserved, at end %v", size, p.size, p.reserved, src.atEnd())
 		}
-		if err := iotest.TestReader(p.body(), randomBytes(1, size)); err != nil {
+		if err := iotest.TestReader(p.body(t.Context()), randomBytes(1, size)); err != nil {
 			t.Error(err)
 		}
 		p.release()
@@ -209,7 +209,7 @@ func TestASourceIsNotReadBeyondItsEnd(t *testing.T) {
 		if p.size == 0 || parts > 3 {
 			t.Fatal("an empty part")
 		}
-		all, err := io.ReadAll(p.body())
+		all, err := io.ReadAll(p.body(t.Context()))
 		if err != nil {
 			t.Fatal(err)
 		}

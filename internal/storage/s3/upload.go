@@ -88,6 +88,7 @@ func (s *Store) upload(ctx context.Context, key string, r io.Reader, isNew bool)
 	}
 	if err == nil {
 		s.bucketSeen.Store(true)
+		s.abortLeft(ctx, client)
 	}
 	return err
 }
@@ -220,18 +221,25 @@ func (u *upload) single(ctx context.Context, p *part) error {
 	return u.store(ctx, func(ifNoneMatch *string) error {
 		out, err := u.client.PutObject(ctx, &s3.PutObjectInput{
 			Bucket: &o.Bucket, Key: u.path, IfNoneMatch: ifNoneMatch, Metadata: u.metadata(),
-			Body: p.body(), ContentLength: aws.Int64(p.size), ChecksumCRC32: sums.crc32, ContentMD5: sums.md5,
+			Body: p.body(ctx), ContentLength: aws.Int64(p.size), ChecksumCRC32: sums.crc32, ContentMD5: sums.md5,
 			StorageClass:         types.StorageClass(o.StorageClass),
 			ServerSideEncryption: u.s.encryption(), SSEKMSKeyId: optional(o.SSEKMSKeyID),
 			SSECustomerAlgorithm: u.s.sse.customerAlgorithm,
 			SSECustomerKey:       u.s.sse.customerKey, SSECustomerKeyMD5: u.s.sse.customerKeyMD5,
 		}, sums.payload)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
+		case aws.ToString(out.ETag) == "":
+			return errNoETag
 		}
 		return sums.acknowledged(out.ChecksumCRC32)
 	})
 }
+
+// errNoETag is a success without proof: every S3 service names the ETag of what it has stored. Something in between
+// that answers any request with a page of its own, a captive portal for one, does not.
+var errNoETag = errors.New("the answer is that of success, but without an ETag: it is not from an S3 service")
 
 func (u *upload) metadata() map[string]string { return map[string]string{tokenName: u.token} }
 
@@ -357,7 +365,7 @@ func (u *upload) sendPart(ctx context.Context, id *string, number int32, p *part
 	sums := u.s.checksums(p)
 	out, err := u.client.UploadPart(ctx, &s3.UploadPartInput{
 		Bucket: &u.s.o.Bucket, Key: u.path, UploadId: id, PartNumber: &number,
-		Body: p.body(), ContentLength: aws.Int64(p.size), ChecksumCRC32: sums.crc32, ContentMD5: sums.md5,
+		Body: p.body(ctx), ContentLength: aws.Int64(p.size), ChecksumCRC32: sums.crc32, ContentMD5: sums.md5,
 		SSECustomerAlgorithm: u.s.sse.customerAlgorithm,
 		SSECustomerKey:       u.s.sse.customerKey, SSECustomerKeyMD5: u.s.sse.customerKeyMD5,
 	}, sums.payload)
@@ -365,7 +373,7 @@ func (u *upload) sendPart(ctx context.Context, id *string, number int32, p *part
 		return types.CompletedPart{}, err
 	}
 	if aws.ToString(out.ETag) == "" {
-		return types.CompletedPart{}, errors.New("the service acknowledged it without an ETag")
+		return types.CompletedPart{}, errNoETag
 	}
 	if err := sums.acknowledged(out.ChecksumCRC32); err != nil {
 		return types.CompletedPart{}, err
@@ -382,6 +390,9 @@ func (u *upload) complete(ctx context.Context, id *string, parts []types.Complet
 			SSECustomerAlgorithm: u.s.sse.customerAlgorithm,
 			SSECustomerKey:       u.s.sse.customerKey, SSECustomerKeyMD5: u.s.sse.customerKeyMD5,
 		})
+		if err == nil && aws.ToString(out.ETag) == "" {
+			return errNoETag
+		}
 		if err == nil {
 			return assembled(parts, out.ChecksumCRC32)
 		}
@@ -395,19 +406,51 @@ func (u *upload) complete(ctx context.Context, id *string, parts []types.Complet
 	})
 }
 
-// abort frees the parts, also when ctx has ended: they are invisible and billed.
+// abort frees the parts, also when ctx has ended: they are invisible and billed. What cannot be aborted now is
+// tried again after the next upload or deletion that succeeds.
 func (u *upload) abort(ctx context.Context, id *string) *cause {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
-	defer cancel()
-	_, err := u.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
-		Bucket: &u.s.o.Bucket, Key: u.path, UploadId: id,
-	})
-	if err == nil || errorCode(err) == "NoSuchUpload" {
+	left := leftUpload{u.path, id}
+	err := u.s.abortUpload(ctx, u.client, left)
+	if err == nil {
 		return nil
 	}
+	u.s.leftMu.Lock()
+	u.s.left = append(u.s.left, left)
+	u.s.leftMu.Unlock()
 	return &cause{
 		text: fmt.Sprintf("cannot abort multipart upload %s: %v", *id, u.s.explain(err)), err: err,
 		hint: "abort the upload, or add a lifecycle rule for incomplete uploads: its parts are invisible and billed",
+	}
+}
+
+// leftUpload is a multipart upload that could not be aborted.
+type leftUpload struct{ path, id *string }
+
+func (s *Store) abortUpload(ctx context.Context, client *s3.Client, l leftUpload) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	defer cancel()
+	_, err := client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
+		Bucket: &s.o.Bucket, Key: l.path, UploadId: l.id,
+	})
+	if errorCode(err) == "NoSuchUpload" {
+		return nil
+	}
+	return err
+}
+
+// abortLeft aborts what could not be aborted before, now that the service answers again.
+func (s *Store) abortLeft(ctx context.Context, client *s3.Client) {
+	s.leftMu.Lock()
+	left := s.left
+	s.left = nil
+	s.leftMu.Unlock()
+	for i, l := range left {
+		if err := s.abortUpload(ctx, client, l); err != nil { // it was named when it could not be aborted at first
+			s.leftMu.Lock()
+			s.left = append(s.left, left[i:]...)
+			s.leftMu.Unlock()
+			return
+		}
 	}
 }
 
@@ -547,7 +590,10 @@ type part struct {
 func (s *Store) fill(ctx context.Context, src *source, limit int64) (*part, error) {
 	p := &part{s: s}
 	if s.o.Budget != nil {
-		if err := s.o.Budget.Acquire(ctx, limit); err != nil {
+		done := storage.Waiting(ctx) // for other parts to be sent
+		err := s.o.Budget.Acquire(ctx, limit)
+		done()
+		if err != nil {
 			return nil, err
 		}
 		p.reserved = min(limit, s.o.Budget.Size())
@@ -591,13 +637,14 @@ func (p *part) release() {
 
 // writeTo hands the bytes to a hash, which never fails.
 func (p *part) writeTo(w io.Writer) {
-	_, _ = io.Copy(w, p.body())
+	_, _ = io.Copy(w, p.body(context.Background()))
 }
 
 // body returns the part's bytes for one request; the SDK rewinds it to send them again.
-func (p *part) body() io.ReadSeeker { return &partReader{p: p} }
+func (p *part) body(ctx context.Context) io.ReadSeeker { return &partReader{ctx: ctx, p: p} }
 
 type partReader struct {
+	ctx context.Context // of the upload: what is read is on its way
 	p   *part
 	off int64
 }
@@ -611,6 +658,7 @@ func (r *partReader) Read(b []byte) (int, error) {
 	start := r.off % chunkSize
 	n := copy(b, c[start:min(chunkSize, start+r.p.size-r.off)])
 	r.off += int64(n)
+	storage.Moved(r.ctx)
 	return n, nil
 }
 

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -37,8 +39,28 @@ type Call struct {
 	Keys []string // all keys of a Delete
 }
 
+// String names method and object, as a backend's error does.
+func (c Call) String() string { return fmt.Sprintf("%s %q", strings.ToLower(string(c.Op)), c.Key) }
+
 // Kind is a way to fail. A rule never meets a method that its kind does not apply to.
 type Kind int
+
+// Kinds are all ways to fail.
+func Kinds() []Kind {
+	return []Kind{Before, Half, AnswerLost, Hang, HangHalf, FlipBit, Truncate, Empty, Disorder, Stale}
+}
+
+// AppliesTo tells whether a call of op can fail in this way.
+func (k Kind) AppliesTo(op Op) bool { return slices.Contains(appliesTo[k], op) }
+
+// String is the kind's name.
+func (k Kind) String() string {
+	names := []string{"Before", "Half", "AnswerLost", "Hang", "HangHalf", "FlipBit", "Truncate", "Empty", "Disorder", "Stale"}
+	if k < 0 || int(k) >= len(names) {
+		return "Kind(" + strconv.Itoa(int(k)) + ")"
+	}
+	return names[k]
+}
 
 const (
 	// Before: an error, and nothing was done. All methods.
@@ -82,7 +104,9 @@ type Rule struct {
 	Kind  Kind
 	Match func(Call) bool // which calls the rule looks at; nil means all that its kind applies to
 	Nth   int             // the n-th of those fails, counting from 1; 0 means each of them
-	Err   error           // what is reported; nil means ErrInjected
+	// ForGood, with Nth: all later calls of the same method for the same key fail as well, so that no repetition helps.
+	ForGood bool
+	Err     error // what is reported, with the name of the object before it; nil means ErrInjected
 }
 
 // Fault is a store around a store that records all calls and lets some of them fail. It serves sweeps: with one
@@ -93,14 +117,15 @@ type Fault struct {
 
 	mu     sync.Mutex
 	calls  []Call
-	met    []int // per rule, how many calls it has looked at
-	fired  int
+	met    []int   // per rule, how many calls it has looked at
+	first  []*Call // per rule, the call that it made to fail first
+	struck []Call
 	before map[string]*storage.Object // what stood under a key before its first change; nil: nothing
 }
 
 // NewFault returns a Fault around s. Of several rules for one call the first decides. Without rules it only records.
 func NewFault(s storage.Store, rules ...Rule) *Fault {
-	return &Fault{inner: s, rules: rules, met: make([]int, len(rules)), before: map[string]*storage.Object{}}
+	return &Fault{inner: s, rules: rules, met: make([]int, len(rules)), first: make([]*Call, len(rules)), before: map[string]*storage.Object{}}
 }
 
 // Calls returns the calls so far in the order in which they began.
@@ -122,10 +147,13 @@ func (f *Fault) Count(op Op) int {
 }
 
 // Fired tells whether any call was made to fail.
-func (f *Fault) Fired() bool {
+func (f *Fault) Fired() bool { return len(f.Struck()) > 0 }
+
+// Struck returns the calls that were made to fail, in the order in which they began.
+func (f *Fault) Struck() []Call {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.fired > 0
+	return slices.Clone(f.struck)
 }
 
 // Forget drops the recorded calls. The rules keep their counts.
@@ -157,20 +185,30 @@ func (f *Fault) decide(c Call) (Kind, error) {
 	f.calls = append(f.calls, c)
 	kind, fault := healthy, error(nil)
 	for i, r := range f.rules {
-		if !slices.Contains(appliesTo[r.Kind], c.Op) || r.Match != nil && !r.Match(c) {
+		if !r.Kind.AppliesTo(c.Op) || r.Match != nil && !r.Match(c) {
 			continue
 		}
 		f.met[i]++
-		if kind != healthy || r.Nth != 0 && r.Nth != f.met[i] {
+		if kind != healthy || !f.fails(i, c) {
 			continue
 		}
-		f.fired++
+		if f.first[i] == nil {
+			f.first[i] = &c
+		}
+		f.struck = append(f.struck, c)
 		kind, fault = r.Kind, r.Err
 		if fault == nil {
 			fault = ErrInjected
 		}
+		fault = fmt.Errorf("cannot %s in %s: %w", c, f.inner, fault)
 	}
 	return kind, fault
+}
+
+// fails tells whether rule i lets the call fail that it has just met.
+func (f *Fault) fails(i int, c Call) bool {
+	r, first := f.rules[i], f.first[i]
+	return r.Nth == 0 || r.Nth == f.met[i] || r.ForGood && first != nil && first.Op == c.Op && first.Key == c.Key
 }
 
 func (f *Fault) String() string { return f.inner.String() }
