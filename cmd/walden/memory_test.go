@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -125,7 +126,7 @@ func (s *site) metered(p *testenv.Postgres, args ...string) int {
 const firstFilenode = 10_000_000
 
 // makeRelationFiles fills a database's directory with files that look like relations and that nobody opens. Most are
-// empty, as those of empty tables are.
+// empty, as those of empty tables are; some are large and do not compress, so that every worker's buffers are filled.
 func makeRelationFiles(t *testing.T, dir string, n int) {
 	t.Helper()
 	st, err := os.Stat(dir)
@@ -142,6 +143,14 @@ func makeRelationFiles(t *testing.T, dir string, n int) {
 		}
 		name := filepath.Join(dir, strconv.Itoa(firstFilenode+i))
 		if err := errors.Join(os.WriteFile(name, content, 0o600), os.Chown(name, int(owner.Uid), int(owner.Gid))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	large := make([]byte, testenv.Pick(16, 64)<<20)
+	for i := range testenv.Pick(2, 20) {
+		_, _ = rand.Read(large) // never fails
+		name := filepath.Join(dir, strconv.Itoa(firstFilenode+n+i))
+		if err := errors.Join(os.WriteFile(name, large, 0o600), os.Chown(name, int(owner.Uid), int(owner.Gid))); err != nil {
 			t.Fatal(err)
 		}
 	}
