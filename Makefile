@@ -39,6 +39,7 @@ test: go-version check ## every test, with the race detector and real servers; f
 	scripts/install-test-tools
 	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
+	cd test/faultfs && CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 # What speaks to a PostgreSQL server; the rest does not change with its version, and neither do data races.
 MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal
@@ -64,8 +65,9 @@ test-short: go-version check ## the tests that need no server and no C compiler
 
 .PHONY: check
 check: go-version ## gofmt, go vet and the syntax of the scripts
-	@bad=$$("$$($(GO) env GOROOT)/bin/gofmt" -l cmd internal $(wildcard pkg) scripts); [ -z "$$bad" ] || { echo "not formatted, run gofmt -w on:" $$bad >&2; exit 1; }
+	@bad=$$("$$($(GO) env GOROOT)/bin/gofmt" -l cmd internal $(wildcard pkg) scripts test); [ -z "$$bad" ] || { echo "not formatted, run gofmt -w on:" $$bad >&2; exit 1; }
 	$(GO) vet ./...
+	cd test/faultfs && $(GO) vet ./...
 	@for f in .ci/run scripts/*; do if [ -f "$$f" ]; then bash -n "$$f"; fi; done
 
 .PHONY: lint

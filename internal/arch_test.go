@@ -80,6 +80,7 @@ var boundaries = []boundary{
 	{"internal", nil, "only tests"},
 	{"pkg/*", nil, "others may import these, so they stand alone"},
 	{"scripts/*", nil, "tools of the workshop, built without walden"},
+	{"test/*", nil, "programs for tests, in modules of their own so that walden's go.mod does not name what they need"},
 }
 
 // keepers names the only packages that may import a foreign module, so that replacing it touches one folder.

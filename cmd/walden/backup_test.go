@@ -119,8 +119,8 @@ func (r *process) until(t *testing.T, what string, condition func() bool) {
 // beginning finds the name of the backup in the log of the command that takes it.
 var beginning = regexp.MustCompile(`msg="backup begins" .*backup=(base_[0-9A-F]+)`)
 
-// untilCopying waits until parts of the backup are being written to the archive, when the walk is over, and returns the
-// backup's folder.
+// untilCopying waits until the walk is over and parts of the backup are being written to the archive, where they have no name
+// until they are complete, and returns the backup's folder.
 func (r *process) untilCopying(t *testing.T) (folder string) {
 	t.Helper()
 	r.until(t, "it copied anything", func() bool {
@@ -129,14 +129,8 @@ func (r *process) untilCopying(t *testing.T) (folder string) {
 			return false
 		}
 		folder = filepath.Join(r.site.archive, "basebackups_005", name[1])
-		parts, err := filepath.Glob(filepath.Join(folder, "tar_partitions/*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return slices.ContainsFunc(parts, func(part string) bool {
-			st, err := os.Stat(part)
-			return err == nil && st.Size() > 0
-		})
+		_, err := os.Stat(filepath.Join(folder, "tar_partitions"))
+		return err == nil
 	})
 	return folder
 }

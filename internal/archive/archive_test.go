@@ -24,6 +24,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/crypt"
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/repo"
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -40,29 +41,45 @@ const (
 
 // segment makes a WAL segment of PostgreSQL 15 (XLogLongPageHeaderData, xlog_internal.h) with contents that depend on seed.
 func segment(number, system uint64, timeline uint32, seed uint64) []byte {
+	const pageSize = 8192
 	b := make([]byte, segmentSize)
 	r := rand.New(rand.NewPCG(seed, number))
-	for i := 40; i < len(b)/4; i += 8 { // the rest stays zero, as behind the last record of a segment that was switched
+	for i := 40; i < len(b)/4; i += 8 { // the rest stays zero, so that it can be compressed
 		binary.LittleEndian.PutUint64(b[i:], r.Uint64())
 	}
+	// All of it is the middle of one record that began before, so that any content will do.
 	le := binary.LittleEndian
-	le.PutUint16(b[0:], 0xD110)
-	le.PutUint16(b[2:], 2)
-	le.PutUint32(b[4:], timeline)
-	le.PutUint64(b[8:], number*segmentSize)
-	le.PutUint64(b[24:], system)
-	le.PutUint32(b[32:], segmentSize)
-	le.PutUint32(b[36:], 8192)
+	left := 100 * segmentSize
+	for page := 0; page < segmentSize; page += pageSize {
+		head := 24
+		le.PutUint16(b[page:], 0xD110)
+		le.PutUint16(b[page+2:], 1)
+		le.PutUint32(b[page+4:], timeline)
+		le.PutUint64(b[page+8:], number*segmentSize+uint64(page))
+		le.PutUint32(b[page+16:], uint32(left))
+		le.PutUint32(b[page+20:], 0)
+		if page == 0 {
+			head = 40
+			le.PutUint16(b[page+2:], 3)
+			le.PutUint64(b[24:], system)
+			le.PutUint32(b[32:], segmentSize)
+			le.PutUint32(b[36:], pageSize)
+		}
+		left -= pageSize - head
+	}
 	return b
 }
 
 // control makes a control file of PostgreSQL 15 (ControlFileData, pg_control.h), as far as it is read.
-func control(system uint64) []byte {
+func control(system uint64) []byte { return controlOn(system, 1) }
+
+func controlOn(system uint64, timeline uint32) []byte {
 	b := make([]byte, pgdata.ControlSize)
 	le := binary.LittleEndian
 	le.PutUint64(b[0:], system)
 	le.PutUint32(b[8:], 1300)
 	le.PutUint32(b[204:], 8)
+	le.PutUint32(b[48:], timeline)
 	le.PutUint64(b[208:], math.Float64bits(1234567))
 	le.PutUint32(b[216:], 8192)
 	le.PutUint32(b[220:], 131072)
@@ -189,7 +206,7 @@ func TestPushedFilesComeBackAndAreNeverReplaced(t *testing.T) {
 			t.Errorf("%s was replaced", name)
 		}
 		dest := filepath.Join(dataDir(t, 0), "pg_wal", "RECOVERYXLOG")
-		if err := Fetch(t.Context(), d, FetchOptions{name, dest, time.Minute}); err != nil {
+		if err := Fetch(t.Context(), d, FetchOptions{name, dest, time.Minute, ""}); err != nil {
 			t.Error(err)
 		} else if got, err := os.ReadFile(dest); err != nil || !bytes.Equal(got, content) {
 			t.Errorf("%s came back as %d bytes that differ, %v", name, len(got), err)
@@ -314,7 +331,7 @@ func TestRacingPushesOfOneNameLeaveOneContent(t *testing.T) {
 			t.Errorf("round %d: the archive holds %v", round, found)
 		}
 		dest := filepath.Join(t.TempDir(), "X")
-		if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, dest, time.Minute}); err != nil {
+		if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, dest, time.Minute, ""}); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(dest); err != nil || !bytes.Equal(got, content[winner]) {
@@ -358,7 +375,7 @@ func TestPushUnderEveryFault(t *testing.T) {
 					}
 				}
 				dest := filepath.Join(dir, "X")
-				if err := Fetch(t.Context(), healthy, FetchOptions{segmentTwo, dest, time.Minute}); err != nil {
+				if err := Fetch(t.Context(), healthy, FetchOptions{segmentTwo, dest, time.Minute, ""}); err != nil {
 					t.Errorf("kind %d, call %d: %v", kind, n, err)
 				} else if got, err := os.ReadFile(dest); err != nil || !bytes.Equal(got, content) {
 					t.Errorf("kind %d, call %d: something else was archived, %v", kind, n, err)
@@ -408,7 +425,7 @@ func TestFetchUnderEveryFault(t *testing.T) {
 					fault := storagetest.NewFault(inner, storagetest.Rule{Kind: kind, Nth: n})
 					dir := t.TempDir()
 					dest := filepath.Join(dir, "RECOVERYXLOG")
-					err := Fetch(t.Context(), deps(t, retried(fault), "lz4", io.Discard), FetchOptions{segmentTwo, dest, 90 * time.Second})
+					err := Fetch(t.Context(), deps(t, retried(fault), "lz4", io.Discard), FetchOptions{segmentTwo, dest, 90 * time.Second, ""})
 					if more = fault.Fired() && n < 50; !more && n > 0 {
 						return
 					}
@@ -446,7 +463,7 @@ func TestAbsenceUnderEveryFault(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				fault := storagetest.NewFault(inner, storagetest.Rule{Kind: kind, Nth: n})
 				dest := filepath.Join(t.TempDir(), "X")
-				err := Fetch(t.Context(), deps(t, fault, "lz4", io.Discard), FetchOptions{"000000010000000000000003", dest, time.Minute})
+				err := Fetch(t.Context(), deps(t, fault, "lz4", io.Discard), FetchOptions{"000000010000000000000003", dest, time.Minute, ""})
 				if more = fault.Fired(); !more {
 					return
 				}
@@ -463,7 +480,7 @@ func TestAbsenceUnderEveryFault(t *testing.T) {
 			fault := storagetest.NewFault(inner, storagetest.Rule{Kind: storagetest.Before, Match: func(c storagetest.Call) bool {
 				return c.Key == "wal_005/000000010000000000000003"+ext
 			}})
-			err := Fetch(t.Context(), deps(t, fault, "lz4", io.Discard), FetchOptions{"000000010000000000000003", filepath.Join(t.TempDir(), "X"), time.Minute})
+			err := Fetch(t.Context(), deps(t, fault, "lz4", io.Discard), FetchOptions{"000000010000000000000003", filepath.Join(t.TempDir(), "X"), time.Minute, ""})
 			if err == nil || errors.Is(err, ErrAbsent) {
 				t.Errorf("%q cannot be asked about: %v", ext, err)
 			}
@@ -476,13 +493,13 @@ func TestAbsenceIsSaidOnlyOfAnArchiveThatHoldsSomething(t *testing.T) {
 	s := storagetest.NewMemory()
 	d := deps(t, s, "lz4", io.Discard)
 	dest := filepath.Join(t.TempDir(), "X")
-	err := Fetch(t.Context(), d, FetchOptions{segmentTwo, dest, time.Minute})
+	err := Fetch(t.Context(), d, FetchOptions{segmentTwo, dest, time.Minute, ""})
 	var hint interface{ Hint() string }
 	if err == nil || errors.Is(err, ErrAbsent) || !strings.Contains(err.Error(), "holds no archive at all") || !errors.As(err, &hint) {
 		t.Errorf("an empty archive: %v", err)
 	}
 	mustPush(t, d, segmentTwo, segment(2, cluster, 1, 1))
-	if err := Fetch(t.Context(), d, FetchOptions{"00000002.history", dest, time.Minute}); !errors.Is(err, ErrAbsent) {
+	if err := Fetch(t.Context(), d, FetchOptions{"00000002.history", dest, time.Minute, ""}); !errors.Is(err, ErrAbsent) {
 		t.Errorf("a history file: %v", err)
 	}
 }
@@ -518,7 +535,7 @@ func TestDamagedObjectsNeverReachTheDestination(t *testing.T) {
 				}
 				dir := t.TempDir()
 				began := time.Now()
-				err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "X"), time.Hour})
+				err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "X"), time.Hour, ""})
 				if err == nil || errors.Is(err, ErrAbsent) {
 					t.Errorf("%s, %s: %v", method, what, err)
 				}
@@ -542,10 +559,10 @@ func TestHistoryFilesAreChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	dest := filepath.Join(t.TempDir(), "X")
-	if err := Fetch(t.Context(), d, FetchOptions{"00000003.history", dest, time.Minute}); !errors.Is(err, errContent) {
+	if err := Fetch(t.Context(), d, FetchOptions{"00000003.history", dest, time.Minute, ""}); !errors.Is(err, errContent) {
 		t.Errorf("%v", err)
 	}
-	if err := Fetch(t.Context(), d, FetchOptions{"00000002.history", dest, time.Minute}); err != nil {
+	if err := Fetch(t.Context(), d, FetchOptions{"00000002.history", dest, time.Minute, ""}); err != nil {
 		t.Error(err)
 	}
 }
@@ -558,12 +575,12 @@ func TestADestinationThatExistsIsKept(t *testing.T) {
 	mustPush(t, d, segmentTwo, content)
 	dir := t.TempDir()
 	same := write(t, filepath.Join(dir, "same"), content)
-	if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, same, time.Minute}); err != nil {
+	if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, same, time.Minute, ""}); err != nil {
 		t.Error(err)
 	}
 	for _, there := range [][]byte{segment(2, cluster, 1, 2), {}, content[:100], append(bytes.Clone(content), 0)} {
 		other := write(t, filepath.Join(dir, "other"), there)
-		err := Fetch(t.Context(), d, FetchOptions{segmentTwo, other, time.Minute})
+		err := Fetch(t.Context(), d, FetchOptions{segmentTwo, other, time.Minute, ""})
 		if err == nil || !strings.Contains(err.Error(), "exists already with other content") {
 			t.Errorf("%d bytes are there: %v", len(there), err)
 		}
@@ -575,10 +592,10 @@ func TestADestinationThatExistsIsKept(t *testing.T) {
 	if err := os.Symlink(filepath.Join(dir, "target"), link); err != nil {
 		t.Fatal(err)
 	}
-	if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, link, time.Minute}); err == nil {
+	if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, link, time.Minute, ""}); err == nil {
 		t.Error("a symbolic link was written through")
 	}
-	err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "no", "such", "directory"), time.Minute})
+	err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "no", "such", "directory"), time.Minute, ""})
 	if err == nil || errors.Is(err, ErrAbsent) {
 		t.Errorf("no directory for the destination: %v", err)
 	}
@@ -621,7 +638,7 @@ func TestDeadlinesAreKeptAndExplained(t *testing.T) {
 				d := deps(t, storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Kind: kind}), "lz4", io.Discard)
 				dir := dataDir(t, 0, c.signal)
 				began := time.Now()
-				err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "pg_wal", "X"), c.limit})
+				err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "pg_wal", "X"), c.limit, ""})
 				if spent := time.Since(began); spent != c.want {
 					t.Errorf("%s: ended after %s instead of %s", c.signal, spent, c.want)
 				}
@@ -652,7 +669,7 @@ func TestFailuresThatDoNotPassAreNotRepeated(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d := deps(t, storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Err: cause}), "lz4", io.Discard)
 			began := time.Now()
-			err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(t.TempDir(), "X"), time.Hour})
+			err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(t.TempDir(), "X"), time.Hour, ""})
 			if !errors.Is(err, cause) || time.Since(began) > 0 {
 				t.Errorf("after %s: %v", time.Since(began), err)
 			}
@@ -666,7 +683,7 @@ func TestACancelledFetchEndsAtOnce(t *testing.T) {
 	cause := errors.New("the server stops")
 	cancel(cause)
 	d := deps(t, storagetest.NewMemory(), "lz4", io.Discard)
-	if err := Fetch(ctx, d, FetchOptions{segmentTwo, filepath.Join(t.TempDir(), "X"), time.Hour}); err == nil || errors.Is(err, ErrAbsent) {
+	if err := Fetch(ctx, d, FetchOptions{segmentTwo, filepath.Join(t.TempDir(), "X"), time.Hour, ""}); err == nil || errors.Is(err, ErrAbsent) {
 		t.Errorf("%v", err)
 	}
 }
@@ -708,7 +725,7 @@ func TestASegmentOfAnotherClusterIsNotFetched(t *testing.T) {
 	}{{cluster, false}, {cluster + 1, true}, {0, false}} {
 		dir := dataDir(t, c.system, "recovery.signal")
 		t.Chdir(dir)
-		err := Fetch(t.Context(), d, FetchOptions{segmentTwo, "pg_wal/RECOVERYXLOG", time.Hour})
+		err := Fetch(t.Context(), d, FetchOptions{segmentTwo, "pg_wal/RECOVERYXLOG", time.Hour, ""})
 		if errors.Is(err, errWrongCluster) != c.refuse || err != nil != c.refuse || errors.Is(err, ErrAbsent) {
 			t.Errorf("a data directory with system identifier %d: %v", c.system, err)
 		}
@@ -720,8 +737,193 @@ func TestASegmentOfAnotherClusterIsNotFetched(t *testing.T) {
 		}
 		// The destination's own directory tells when the command runs elsewhere, as pg_rewind runs it.
 		t.Chdir(t.TempDir())
-		if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "pg_wal", "X"), time.Hour}); err != nil != c.refuse {
+		if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "pg_wal", "X"), time.Hour, ""}); err != nil != c.refuse {
 			t.Errorf("from elsewhere, system identifier %d: %v", c.system, err)
+		}
+	}
+}
+
+// Nothing that an archive decompresses to may fill the disk that the destination lies on.
+func TestNoMoreIsWrittenThanTheFileCanHave(t *testing.T) {
+	t.Parallel()
+	s := storagetest.NewMemory()
+	d := deps(t, s, "zstd", io.Discard)
+	bomb := func(head []byte) io.Reader {
+		return io.MultiReader(bytes.NewReader(head), io.LimitReader(zeros{}, 256<<20))
+	}
+	for name, head := range map[string][]byte{
+		segmentTwo: segment(2, cluster, 1, 1), segmentTwo + ".partial": segment(2, cluster, 1, 1),
+		"00000002.history": []byte(history), segmentTwo + ".00000028.backup": []byte("START WAL LOCATION"),
+	} {
+		if _, err := d.Catalog.WAL().PutNew(t.Context(), name, func(w io.Writer) error {
+			_, err := io.Copy(w, bomb(head))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Create(filepath.Join(t.TempDir(), "X"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := d.Catalog.WAL().Open(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = copyChecked(t.Context(), d, &temporary{f, false}, r, FetchOptions{Name: name, Dest: f.Name()})
+		if !errors.Is(err, errContent) || !strings.Contains(err.Error(), "it has more than 1048576 bytes") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if info, err := f.Stat(); err != nil || info.Size() > textLimit+copySize {
+			t.Errorf("%s: %d bytes were written, %v", name, info.Size(), err)
+		}
+		_, _ = r.Close(), f.Close() // an object that was not read to its end may complain
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// Absence ends archive recovery for good, so it is not said where the archive holds what was archived later.
+func TestAGapIsNotTheEndOfTheArchive(t *testing.T) {
+	t.Parallel()
+	name := func(timeline uint32, number uint64) string { return fmt.Sprintf("%08X00000000%08X", timeline, number) }
+	for _, c := range []struct {
+		what, asked string
+		archived    []string
+		end         string
+		gap         bool // in archive recovery; a standby asks again
+	}{
+		{"the next one", name(1, 5), []string{name(1, 3), name(1, 4)}, "", false},
+		{"a later one is there", name(1, 4), []string{name(1, 3), name(1, 5)}, "", true},
+		{"a much later one is there", name(1, 4), []string{name(1, 300)}, "", true},
+		{"the next one, and a child goes on", name(1, 5), []string{name(1, 4), name(2, 5), name(2, 6)}, "", false},
+		{"the first one of a child", name(2, 4), []string{name(1, 4), name(1, 5)}, "", false},
+		{"the first one of a child that goes on", name(2, 4), []string{name(1, 4), name(2, 5)}, "", true},
+		{"it was left and is partial", name(1, 4), []string{name(1, 3), name(1, 4) + ".partial", name(2, 4)}, "", false},
+		{"a later partial one tells nothing", name(1, 4), []string{name(1, 5) + ".partial"}, "", false},
+		{"a gap before which recovery is to end", name(1, 4), []string{name(1, 5)}, name(1, 4), false},
+		{"a segment behind that", name(2, 7), []string{name(2, 8)}, name(1, 4), false},
+		{"a gap before that", name(1, 3), []string{name(1, 5)}, name(1, 4), true},
+		{"a history that never was", "00000002.history", []string{name(1, 5)}, "", false},
+		{"a history whose segments are there", "00000003.history", []string{name(1, 5), name(3, 5)}, "", true},
+		{"the same, and it is not to be followed", "00000003.history", []string{name(1, 5), name(3, 5)}, "00000002.history", false},
+		{"the cluster's own history, from an earlier archive", "00000002.history", []string{name(2, 5)}, "", false},
+	} {
+		s := storagetest.NewMemory()
+		for _, file := range c.archived {
+			if err := s.Put(t.Context(), "wal_005/"+file+".lz4", strings.NewReader("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := deps(t, s, "lz4", io.Discard)
+		for _, signal := range []string{"recovery.signal", "standby.signal", "none"} {
+			synctest.Test(t, func(t *testing.T) {
+				dir := dataDir(t, cluster, signal)
+				write(t, filepath.Join(dir, pgdata.ControlName), controlOn(cluster, 2))
+				err := Fetch(t.Context(), d, FetchOptions{c.asked, filepath.Join(dir, "pg_wal", "X"), time.Minute, c.end})
+				if want := c.gap && signal == "recovery.signal"; errors.Is(err, errGap) != want || errors.Is(err, ErrAbsent) == want {
+					t.Errorf("%s, %s: %v", c.what, signal, err)
+				}
+				if errors.Is(err, errGap) && !strings.Contains(strings.Join(hint.Of(err), " "), "WALDEN_END_RECOVERY_BEFORE="+c.asked) {
+					t.Errorf("%s: no hint: %v", c.what, hint.Of(err))
+				}
+			})
+		}
+	}
+}
+
+// A segment that another process is archiving just now, after its successor, is no gap.
+func TestAGapThatClosesIsNone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		inner := storagetest.NewMemory()
+		d := deps(t, inner, "lz4", io.Discard)
+		mustPush(t, d, "000000010000000000000003", segment(3, cluster, 1, 1))
+		go func() {
+			time.Sleep(firstPause / 4)
+			if err := push(t, d, segmentTwo, segment(2, cluster, 1, 1)); err != nil {
+				t.Error(err)
+			}
+		}()
+		dir := dataDir(t, cluster, "recovery.signal")
+		if err := Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(dir, "pg_wal", "X"), time.Minute, ""}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Whoever asks the archive about a second file must not take that answer for the first one's.
+func TestAnObjectThatVanishesWhileItIsReadWasThere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		inner := storagetest.NewMemory()
+		mustPush(t, deps(t, inner, "none", io.Discard), segmentTwo, segment(2, cluster, 1, 1))
+		fault := storagetest.NewFault(inner, storagetest.Rule{Kind: storagetest.Half, Err: fs.ErrNotExist,
+			Match: func(c storagetest.Call) bool { return c.Op == storagetest.OpGet }})
+		err := Fetch(t.Context(), deps(t, fault, "none", io.Discard), FetchOptions{segmentTwo, filepath.Join(t.TempDir(), "X"), time.Minute, ""})
+		if err == nil || errors.Is(err, ErrAbsent) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// A segment in which the log just ends is the last one, or it has lost its end.
+func TestALogThatEndsInsideOfASegmentIsTheLastOne(t *testing.T) {
+	t.Parallel()
+	content := segment(2, cluster, 1, 1)
+	clear(content[segmentSize/2:])
+	s := storagetest.NewMemory()
+	var log bytes.Buffer
+	d := deps(t, s, "lz4", &log)
+	mustPush(t, d, segmentTwo, content)
+	get := func() error {
+		return Fetch(t.Context(), d, FetchOptions{segmentTwo, filepath.Join(t.TempDir(), "X"), time.Minute, ""})
+	}
+	if err := get(); err != nil || !strings.Contains(log.String(), "is not full; recovery will end in it") {
+		t.Errorf("the last one: %v\n%s", err, log.String())
+	}
+	mustPush(t, d, "000000020000000000000003", segment(3, cluster, 1, 1))
+	if err := get(); err != nil {
+		t.Errorf("another timeline goes on: %v", err)
+	}
+	mustPush(t, d, "000000010000000000000003", segment(3, cluster, 1, 1))
+	if err := get(); !errors.Is(err, errContent) {
+		t.Errorf("a later one is archived: %v", err)
+	}
+}
+
+// What the header says must be what the server that asks can read, for it would take anything else for the end of the log.
+func TestASegmentThatTheServerCannotReadIsNotFetched(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what, version string
+		change        func(b []byte)
+		ok            bool
+	}{
+		{"its own", "15", func([]byte) {}, true},
+		{"of another version", "16", func([]byte) {}, false},
+		{"of no version", "15", func(b []byte) { b[0] ^= 1 }, false},
+		{"of a version to come, for it", "99", func(b []byte) {
+			for page := 0; page < len(b); page += 8192 {
+				b[page] ^= 1
+			}
+		}, true},
+		{"with a page of zeros", "15", func(b []byte) { clear(b[8192:16384]) }, false},
+		{"with a page of another place", "15", func(b []byte) { b[8192+10]++ }, false},
+		{"with a record that is cut off", "15", func(b []byte) { b[8192+16]++ }, false},
+	} {
+		b := segment(2, cluster, 1, 1)
+		c.change(b)
+		s := storagetest.NewMemory()
+		if err := s.Put(t.Context(), "wal_005/"+segmentTwo, bytes.NewReader(b)); err != nil {
+			t.Fatal(err)
+		}
+		dir := dataDir(t, cluster, "recovery.signal")
+		write(t, filepath.Join(dir, "PG_VERSION"), []byte(c.version+"\n"))
+		err := Fetch(t.Context(), deps(t, s, "none", io.Discard), FetchOptions{segmentTwo, filepath.Join(dir, "pg_wal", "X"), time.Minute, ""})
+		if (err == nil) != c.ok || !c.ok && !errors.Is(err, errContent) {
+			t.Errorf("%s: %v", c.what, err)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -30,6 +32,12 @@ var errLocal = errors.New("cannot write the destination")
 // errContent marks an archived file that is not what its name says.
 var errContent = errors.New("the archived file is damaged")
 
+// errGap marks a file that the archive does not hold although it holds what follows it.
+var errGap = errors.New("the archive has a gap")
+
+// errNoArchive marks a prefix under which no WAL is archived.
+var errNoArchive = errors.New("wrong storage")
+
 // errWrongCluster marks a segment of another cluster than the one that asks.
 var errWrongCluster = errors.New("the archive is of another cluster")
 
@@ -38,11 +46,16 @@ type FetchOptions struct {
 	Name    string        // as restore_command's %f gives it
 	Dest    string        // as restore_command's %p gives it
 	Timeout time.Duration // for all of it, retries included
+
+	// EndBefore is the name of a segment or history file of which, and of all that follow it on any timeline, archive recovery is told
+	// that the archive does not hold them: the operator's decision to go no further than what lies before a gap or damage. "" for none.
+	EndBefore string
 }
 
 const (
 	firstPause, longestPause = 500 * time.Millisecond, 15 * time.Second
-	// damageAttempts is how often a damaged file is read: damage may have happened on the way.
+	// damageAttempts is how often a damaged file is read: damage may have happened on the way. As often a gap is looked for: another
+	// process may be archiving several files at once.
 	damageAttempts = 2
 	// standbyPatience bounds the tries for a standby, which asks again by itself and may have another source of WAL.
 	standbyPatience = 30 * time.Second
@@ -61,7 +74,7 @@ const (
 // RecoveryState reads the signal files. The data directory is the working directory when PostgreSQL runs
 // restore_command, else the one above the destination's.
 func RecoveryState(dest string) State {
-	for _, dir := range []string{".", filepath.Dir(filepath.Dir(dest))} {
+	for _, dir := range dataDirs(dest) {
 		if exists(filepath.Join(dir, "standby.signal")) {
 			return Standby
 		}
@@ -72,6 +85,10 @@ func RecoveryState(dest string) State {
 	return NotInRecovery
 }
 
+// dataDirs are the places where the data directory of a WAL file can be: the working directory, as PostgreSQL runs its commands
+// there, then the directory above the file's own.
+func dataDirs(path string) []string { return []string{".", filepath.Dir(filepath.Dir(path))} }
+
 func exists(name string) bool {
 	_, err := os.Lstat(name)
 	return err == nil
@@ -81,9 +98,13 @@ func exists(name string) bool {
 // retried until the deadline.
 func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 	began := time.Now()
-	limit := o.Timeout
-	if RecoveryState(o.Dest) == Standby {
+	limit, state := o.Timeout, RecoveryState(o.Dest)
+	if state == Standby {
 		limit = min(limit, standbyPatience)
+	}
+	if state == ArchiveRecovery && endsBefore(o.Name, o.EndBefore) {
+		d.Log.Warn("recovery is made to end here", "action", "wal-fetch", "seg", o.Name, "before", o.EndBefore)
+		return fmt.Errorf("%s: %w", o.Name, ErrAbsent)
 	}
 	ctx, cancel := withDeadline(ctx, limit, "fetching "+o.Name)
 	defer cancel()
@@ -91,15 +112,15 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 	pause := firstPause
 	var last error // what went wrong, other than by the end of ctx
 	for attempt := 1; ; attempt++ {
-		size, err := fetchOnce(ctx, d, o)
+		size, err := fetchOnce(ctx, d, o, state)
 		switch {
 		case err == nil:
 			took := time.Since(began)
 			d.Log.Info("fetched", "action", "wal-fetch", "seg", o.Name, "state", "complete", "size", size,
 				"seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(size)/took.Seconds()))
 			return nil
-		case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errLocal):
-			return absent(ctx, d, o.Name)
+		case errors.Is(err, ErrAbsent):
+			return err
 		case ctx.Err() != nil:
 			if !errors.Is(err, ctx.Err()) {
 				last = err
@@ -127,31 +148,102 @@ func ended(ctx context.Context, last error) error {
 	return fmt.Errorf("%w; before that: %w", context.Cause(ctx), last)
 }
 
-// absent turns "no such object" into the answer for PostgreSQL, unless the archive holds nothing at all: then the prefix is
-// wrong, and calling every file absent would let recovery end at once.
-func absent(ctx context.Context, d Deps, name string) error {
+// endsBefore tells whether recovery is to be told that the file called name is absent, see FetchOptions.EndBefore.
+func endsBefore(name, end string) bool {
+	const timelineLen = 8 // a segment's position is what follows its timeline
+	switch kind := wal.Classify(name); {
+	case end == "" || kind != wal.Classify(end):
+		return false
+	case kind == wal.KindSegment:
+		return name[timelineLen:] >= end[timelineLen:]
+	}
+	return name >= end
+}
+
+// absent turns "no such object" into the answer for PostgreSQL, unless what else the archive holds speaks against it: if there
+// is nothing at all, the prefix is wrong or the storage not mounted; and in archive recovery, which the first absent segment ends
+// for good, if there is what was archived after it.
+func absent(ctx context.Context, d Deps, o FetchOptions, state State) error {
+	follower, empty, err := lookAround(ctx, d, o, state)
+	switch {
+	case err != nil:
+		return fmt.Errorf("cannot tell whether %s is archived: %w", o.Name, err)
+	case empty:
+		return noArchive(ctx, d)
+	case follower != "":
+		return hint.With(fmt.Errorf("%w: it does not hold this file, but %s", errGap, follower),
+			fmt.Sprintf("look for %s in the pg_wal of the server that wrote it, and archive it with wal-push; "+
+				"to end recovery before it and do without all that follows, set WALDEN_END_RECOVERY_BEFORE=%s", o.Name, o.Name))
+	}
+	return fmt.Errorf("%s: %w", o.Name, ErrAbsent)
+}
+
+// noArchive tells an archive without WAL from a prefix with nothing at all.
+func noArchive(ctx context.Context, d Deps) error {
 	empty, err := d.Catalog.Empty(ctx)
 	if err != nil {
-		return fmt.Errorf("cannot tell whether %s is archived: %w", name, err)
+		return err
 	}
+	what := "no WAL at all"
 	if empty {
-		return hint.With(fmt.Errorf("cannot fetch %s: %s holds no archive at all", name, d.Catalog), "check the storage prefix in the settings")
+		what = "no archive at all"
 	}
-	return fmt.Errorf("%s: %w", name, ErrAbsent)
+	return hint.With(fmt.Errorf("%w: %s holds %s", errNoArchive, d.Catalog, what),
+		"check the storage prefix in the settings; if the storage is to be mounted there, mount it")
+}
+
+// lookAround tells whether the archive holds no WAL at all, and in archive recovery the first file that can only have been
+// archived after the one that is asked for, "" if there is none. It takes one listing, all of it in archive recovery only: there
+// files are absent at the end and a few times when histories are asked for, while a standby asks for the next segment again and again.
+//
+// PostgreSQL asks for absent segments also where there is no gap: for the next one of the newest timeline, then of its ancestors,
+// and for one that was left in its middle and is archived as ".partial". None of them has a follower on its own timeline.
+func lookAround(ctx context.Context, d Deps, o FetchOptions, state State) (follower string, empty bool, err error) {
+	asked, _ := wal.NameTimeline(o.Name)
+	isHistory := wal.Classify(o.Name) == wal.KindHistory
+	search := state == ArchiveRecovery && (isHistory && asked > newestTimeline(o.Dest) || wal.Classify(o.Name) == wal.KindSegment)
+	empty = true
+	for name, err := range d.Catalog.WAL().Names(ctx) {
+		if err != nil {
+			return "", false, err
+		}
+		empty = false
+		if !search {
+			break
+		}
+		timeline, _ := wal.NameTimeline(name)
+		if wal.Classify(name) == wal.KindSegment && timeline == asked && (isHistory || name > o.Name) && (follower == "" || name < follower) {
+			follower = name
+		}
+	}
+	return follower, empty, nil
+}
+
+// newestTimeline is the newest one that a data directory knows of. Its own history may be in an archive that was in use before;
+// that of a newer one was made by a server that archived here.
+func newestTimeline(dest string) wal.Timeline {
+	control, ok := controlNear(dest)
+	if !ok {
+		return math.MaxUint32
+	}
+	return max(control.Timeline, control.MinRecoveryTimeline)
 }
 
 func mayPass(err error, attempt int) bool {
 	switch {
-	case errors.Is(err, errLocal), errors.Is(err, errWrongCluster), errors.Is(err, fs.ErrPermission), catalog.IsPermanent(err):
+	case errors.Is(err, errLocal), errors.Is(err, errWrongCluster), errors.Is(err, errNoArchive), errors.Is(err, fs.ErrPermission), catalog.IsPermanent(err):
 		return false
-	case errors.Is(err, errContent), errors.Is(err, catalog.ErrDamaged):
+	case errors.Is(err, errContent), errors.Is(err, catalog.ErrDamaged), errors.Is(err, errGap):
 		return attempt < damageAttempts
 	}
 	return true
 }
 
-func fetchOnce(ctx context.Context, d Deps, o FetchOptions) (int64, error) {
+func fetchOnce(ctx context.Context, d Deps, o FetchOptions, state State) (int64, error) {
 	r, err := d.Catalog.WAL().Open(ctx, o.Name)
+	if errors.Is(err, fs.ErrNotExist) { // from here only: an object that vanishes while it is read was there
+		return 0, absent(ctx, d, o, state)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -161,7 +253,7 @@ func fetchOnce(ctx context.Context, d Deps, o FetchOptions) (int64, error) {
 		return 0, fmt.Errorf("%w: %w", errLocal, err)
 	}
 	defer t.discard()
-	size, err := copyChecked(d, t, r, o)
+	size, err := copyChecked(ctx, d, t, r, o)
 	if err != nil {
 		return 0, err
 	}
@@ -171,44 +263,125 @@ func fetchOnce(ctx context.Context, d Deps, o FetchOptions) (int64, error) {
 	return size, nil
 }
 
-// copyChecked writes the content to t and checks that it is what the name says, and of the cluster that asks.
-func copyChecked(d Deps, t *temporary, r io.Reader, o FetchOptions) (int64, error) {
+// textLimit bounds the small files that PostgreSQL archives beside the segments, in bytes.
+const textLimit = 1 << 20
+
+// copyChecked writes the content to t and checks that it is what the name says, and of the cluster that asks. It writes no more
+// than a file of that name can have, whatever the archived one decompresses to.
+func copyChecked(ctx context.Context, d Deps, t *temporary, r io.Reader, o FetchOptions) (int64, error) {
 	in := bufio.NewReaderSize(r, copySize)
+	switch wal.Classify(o.Name) {
+	case wal.KindSegment, wal.KindPartial:
+		return copySegment(ctx, d, t, in, o)
+	case wal.KindHistory:
+		size, err := copyAtMost(t, in, textLimit)
+		if err == nil {
+			err = checkHistory(io.NewSectionReader(t, 0, size), o.Name)
+		}
+		return size, err
+	case wal.KindBackupHistory:
+		return copyAtMost(t, in, textLimit)
+	}
+	return copyAtMost(t, in, math.MaxInt64-1) // whatever an operator has archived; PostgreSQL never asks for it
+}
+
+func copyAtMost(t *temporary, r io.Reader, limit int64) (int64, error) {
+	size, err := io.CopyBuffer(localWriter{t.File}, io.LimitReader(r, limit+1), make([]byte, copySize))
+	if err == nil && size > limit {
+		err = fmt.Errorf("%w: it has more than %d bytes", errContent, limit)
+	}
+	return size, err
+}
+
+// checkHistory verifies what a server has written into the history of the timeline that the file is named after
+// (writeTimeLineHistory in timeline.c): at least its parent, and older ones only.
+func checkHistory(r io.Reader, name string) error {
+	h, err := wal.ParseHistory(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errContent, err)
+	}
+	timeline, _ := wal.NameTimeline(name)
+	switch {
+	case len(h) == 0:
+		return fmt.Errorf("%w: it names no timeline that %d came from", errContent, timeline)
+	case h[len(h)-1].Timeline >= timeline:
+		return fmt.Errorf("%w: timeline %d cannot come from timeline %d", errContent, timeline, h[len(h)-1].Timeline)
+	}
+	return nil
+}
+
+func copySegment(ctx context.Context, d Deps, t *temporary, in *bufio.Reader, o FetchOptions) (int64, error) {
 	head, err := in.Peek(wal.HeaderSize)
 	if err != nil && err != io.EOF {
 		return 0, err
 	}
-	head = bytes.Clone(head)
-	size, err := io.CopyBuffer(localWriter{t.File}, struct{ io.Reader }{in}, make([]byte, copySize))
-	if err != nil {
-		return 0, err
-	}
-	switch wal.Classify(o.Name) {
-	case wal.KindSegment, wal.KindPartial:
-		return size, checkSegment(d, head, size, o)
-	case wal.KindHistory:
-		if _, err := wal.ParseHistory(io.NewSectionReader(t, 0, size)); err != nil {
-			return 0, fmt.Errorf("%w: %w", errContent, err)
-		}
-	}
-	return size, nil
-}
-
-func checkSegment(d Deps, head []byte, size int64, o FetchOptions) error {
 	h, err := wal.ParseHeader(head)
 	switch {
 	case errors.Is(err, wal.ErrUnknownMagic):
 		d.Log.Warn("WAL of an unknown PostgreSQL version", "action", "wal-fetch", "seg", o.Name, "error", err)
 	case err != nil:
-		return fmt.Errorf("%w: %w", errContent, err)
+		return 0, fmt.Errorf("%w: %w", errContent, err)
+	}
+	if err := checkCluster(h, o.Dest); err != nil {
+		return 0, err
+	}
+	size, err := copyAtMost(t, in, h.SegmentSize)
+	if err != nil {
+		return 0, err
 	}
 	if err := h.CheckFile(o.Name, size); err != nil {
-		return fmt.Errorf("%w: %w", errContent, err)
+		return 0, fmt.Errorf("%w: %w", errContent, err)
 	}
-	if control, ok := controlNear(o.Dest); ok && control.SystemIdentifier != h.SystemIdentifier {
-		return hint.With(fmt.Errorf("%w: the segment has system identifier %d, the data directory %d", errWrongCluster, h.SystemIdentifier, control.SystemIdentifier),
-			"check the storage prefix in the settings")
+	if wal.Classify(o.Name) == wal.KindPartial || h.Major == 0 {
+		return size, nil // a partial one ends anywhere; the records of a version to come may look otherwise
 	}
+	return size, checkRecords(ctx, d, h, io.NewSectionReader(t, 0, size), o.Name)
+}
+
+// checkCluster verifies that the server whose data directory is near dest can read the segment.
+func checkCluster(h wal.Header, dest string) error {
+	const advice = "check the storage prefix in the settings"
+	if control, ok := controlNear(dest); ok {
+		switch {
+		case control.SystemIdentifier != h.SystemIdentifier:
+			return hint.With(fmt.Errorf("%w: the segment has system identifier %d, the data directory %d",
+				errWrongCluster, h.SystemIdentifier, control.SystemIdentifier), advice)
+		case control.WALSegmentSize != h.SegmentSize:
+			return hint.With(fmt.Errorf("%w: the segment has %d bytes, those of the data directory have %d",
+				errWrongCluster, h.SegmentSize, control.WALSegmentSize), advice)
+		}
+	}
+	for _, dir := range dataDirs(dest) {
+		if major, err := pgdata.ReadMajor(dir); err == nil {
+			if err := h.CheckMajor(major); err != nil {
+				return fmt.Errorf("%w: %w", errContent, err)
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// checkRecords verifies the log inside of a segment. One in which it just ends is the last one, taken from a server that had not
+// filled it, or has lost its end: the archive tells.
+func checkRecords(ctx context.Context, d Deps, h wal.Header, r io.Reader, name string) error {
+	err := h.CheckRecords(bufio.NewReaderSize(r, copySize))
+	if !errors.Is(err, wal.ErrEnds) {
+		if err != nil {
+			return fmt.Errorf("%w: %w", errContent, err)
+		}
+		return nil
+	}
+	timeline, _ := wal.NameTimeline(name)
+	for other, listErr := range d.Catalog.WAL().Names(ctx) {
+		if listErr != nil {
+			return listErr
+		}
+		if t, _ := wal.NameTimeline(other); t == timeline && wal.Classify(other) == wal.KindSegment && other > name {
+			return fmt.Errorf("%w: %w, and the archive holds %s", errContent, err, other)
+		}
+	}
+	d.Log.Warn("the newest segment of its timeline is not full; recovery will end in it", "action", "wal-fetch", "seg", name, "error", err)
 	return nil
 }
 
@@ -259,9 +432,10 @@ func (t *temporary) publish(dest string) error {
 	}
 	err := unix.Linkat(unix.AT_FDCWD, source, unix.AT_FDCWD, dest, unix.AT_SYMLINK_FOLLOW)
 	if errors.Is(err, unix.EEXIST) {
-		return t.compare(dest)
-	}
-	if err != nil {
+		if err := t.compare(dest); err != nil {
+			return err
+		}
+	} else if err != nil {
 		return &os.LinkError{Op: "link", Old: source, New: dest, Err: err}
 	}
 	dir, err := os.Open(filepath.Dir(dest))
@@ -272,11 +446,18 @@ func (t *temporary) publish(dest string) error {
 }
 
 func (t *temporary) compare(dest string) error {
-	f, err := os.Open(dest)
+	f, err := openNow(dest)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return hint.With(fmt.Errorf("%s exists already and is not a regular file", dest), "walden never overwrites; remove it, or give another destination")
+	}
 	equal, err := sameContent(io.NewSectionReader(t, 0, 1<<62), f)
 	if err != nil {
 		return err
@@ -284,7 +465,7 @@ func (t *temporary) compare(dest string) error {
 	if !equal {
 		return hint.With(fmt.Errorf("%s exists already with other content", dest), "walden never overwrites; remove the file if it is not needed")
 	}
-	return nil
+	return f.Sync() // whoever wrote it may not have come to that
 }
 
 // sameContent compares two streams to their ends.

@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
@@ -101,7 +103,7 @@ type file struct {
 }
 
 func openFile(path string) (*file, error) {
-	f, err := os.Open(path)
+	f, err := openNow(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot archive: %w", err)
 	}
@@ -114,6 +116,10 @@ func openFile(path string) (*file, error) {
 	}
 	return &file{f, st.Size()}, nil
 }
+
+// openNow opens a file for reading. A named pipe, which is refused later, would have the opening wait for its other end; for
+// files O_NONBLOCK means nothing.
+func openNow(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) }
 
 // examine checks that the file is what its name says, and tells which cluster it is of: by a segment's own header, and for
 // other files by the control file of the data directory that they lie in. The zero Cluster means that nothing tells.
@@ -149,10 +155,9 @@ func (f *file) examineSegment(name string, log *slog.Logger) (catalog.Cluster, e
 	return catalog.Cluster{SystemIdentifier: h.SystemIdentifier, Major: h.Major, SegmentSize: h.SegmentSize}, nil
 }
 
-// controlNear reads the control file of the data directory that a WAL file lies in: the working directory, as PostgreSQL
-// runs its commands there, else the directory above the file's own.
+// controlNear reads the control file of the data directory that a WAL file lies in.
 func controlNear(path string) (pgdata.Control, bool) {
-	for _, dir := range []string{".", filepath.Dir(filepath.Dir(path))} {
+	for _, dir := range dataDirs(path) {
 		if control, _, err := pgdata.ReadControl(dir); err == nil {
 			return control, true
 		}

@@ -114,7 +114,7 @@ func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int) (int64, 
 // writeFile copies one file as it is now, with the size that it has when it is opened: what it grows later is cut off,
 // what it shrinks is filled with zeros; WAL replay repairs both. A file that has vanished gets no entry.
 func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, name string, i int) (int64, error) {
-	file, err := os.OpenFile(filepath.Join(w.job.dir, name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	file, err := os.OpenFile(filepath.Join(w.job.dir, name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		w.job.contents.Files.Drop(i)
 		return 0, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 
 	"golang.org/x/sync/errgroup"
 
@@ -85,11 +86,11 @@ func (w *WAL) Has(ctx context.Context, name string) (bool, error) {
 // Missing returns those of the segments first to last that are not archived, in ascending order. It takes one listing.
 func (w *WAL) Missing(ctx context.Context, first, last wal.Segment, segmentSize int64) ([]wal.Segment, error) {
 	there := map[wal.Segment]bool{}
-	for o, err := range w.c.repo.List(ctx, walDir) {
+	for name, err := range w.Names(ctx) {
 		if err != nil {
-			return nil, fmt.Errorf("cannot list the WAL in %s: %w", w, err)
+			return nil, err
 		}
-		s, err := wal.ParseSegment(w.c.repo.TrimExtension(baseName(o.Key)), segmentSize)
+		s, err := wal.ParseSegment(name, segmentSize)
 		if err == nil && s.Timeline == first.Timeline && s.Number >= first.Number && s.Number <= last.Number {
 			there[s] = true
 		}
@@ -106,15 +107,30 @@ func (w *WAL) Missing(ctx context.Context, first, last wal.Segment, segmentSize 
 // newestSegment returns the name of the segment that sorts last, "" if there is none.
 func (w *WAL) newestSegment(ctx context.Context) (string, error) {
 	newest := ""
-	for o, err := range w.c.repo.List(ctx, walDir) {
+	for name, err := range w.Names(ctx) {
 		if err != nil {
-			return "", fmt.Errorf("cannot list the WAL in %s: %w", w, err)
+			return "", err
 		}
-		if name := w.c.repo.TrimExtension(baseName(o.Key)); wal.Classify(name) == wal.KindSegment {
+		if wal.Classify(name) == wal.KindSegment {
 			newest = max(newest, name)
 		}
 	}
 	return newest, nil
+}
+
+// Names yields the names of all archived files, in no order. It takes one listing, which ends with the loop.
+func (w *WAL) Names(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for o, err := range w.c.repo.List(ctx, walDir) {
+			if err != nil {
+				yield("", fmt.Errorf("cannot list the WAL in %s: %w", w, err))
+				return
+			}
+			if !o.IsDir() && !yield(w.c.repo.TrimExtension(baseName(o.Key)), nil) {
+				return
+			}
+		}
+	}
 }
 
 // header reads the header of an archived segment.

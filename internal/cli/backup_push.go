@@ -100,6 +100,7 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	if err != nil {
 		return err
 	}
+	a.tidy(ctx)
 	info := server.Info()
 	if verifyAsked && !info.DataChecksums {
 		a.log.Warn("page checksums cannot be verified: the cluster has none")

@@ -22,6 +22,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/storage/fs"
 )
 
 // Process is what a run of the program gets from the operating system.
@@ -74,6 +75,7 @@ type app struct {
 	closers []func() error
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
 	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
+	files      *fs.Store // the archive where it is a directory, else nil
 }
 
 func (a *app) close() {

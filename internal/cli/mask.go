@@ -20,7 +20,7 @@ type mask struct{ secrets *strings.Replacer }
 // shortestMasked is the length in bytes below which a secret is not looked for: it would be found in ordinary words.
 const shortestMasked = 8
 
-const hidden = "***"
+const blackened = "***"
 
 // newMask prepares to mask secrets as they are, and as they are written in URLs, quoted text, and headers (base64).
 func newMask(secrets []config.Secret) mask {
@@ -32,7 +32,7 @@ func newMask(secrets []config.Secret) mask {
 		}
 		coded := base64.StdEncoding.EncodeToString([]byte(text))
 		for _, form := range []string{text, strings.Trim(strconv.Quote(text), `"`), url.QueryEscape(text), url.PathEscape(text), coded, url.QueryEscape(coded)} {
-			pairs = append(pairs, form, hidden)
+			pairs = append(pairs, form, blackened)
 		}
 	}
 	if pairs == nil {
@@ -48,7 +48,7 @@ func (m mask) apply(text string) string {
 	if m.secrets != nil {
 		text = m.secrets.Replace(text)
 	}
-	return password.ReplaceAllLiteralString(text, "://"+hidden+"@")
+	return password.ReplaceAllLiteralString(text, "://"+blackened+"@")
 }
 
 // masked is a writer behind a mask. Each Write brings whole lines.

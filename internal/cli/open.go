@@ -70,9 +70,9 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	cfg := a.config.Storage
 	switch cfg.Kind {
 	case config.KindFile:
-		s, err = fs.Open(fs.Options{Root: cfg.Path})
+		a.files, err = fs.Open(fs.Options{Root: cfg.Path})
 		if err == nil {
-			s = storage.WithPrefix(s, cfg.Folder)
+			s = storage.WithPrefix(a.files, cfg.Folder)
 		}
 	case config.KindS3:
 		var bucket *s3.Store
@@ -126,6 +126,24 @@ func (a *app) abortStaleUploads(ctx context.Context) {
 	if err != nil {
 		a.log.Info("multipart uploads that killed processes may have left behind were not all found and aborted; "+
 			"a lifecycle rule for incomplete uploads does that, too", "error", err)
+	}
+}
+
+// tidy removes what writers that were killed have left in an archive of files. A failure is no reason not to take a backup.
+func (a *app) tidy(ctx context.Context) {
+	if a.files == nil {
+		return
+	}
+	dir := a.config.Storage.Folder
+	if dir != "" {
+		dir += "/"
+	}
+	n, err := a.files.RemoveStale(ctx, dir)
+	if err != nil {
+		a.log.Warn("temporary files that writers left behind stay in the archive", "error", err)
+	}
+	if n > 0 {
+		a.log.Info("removed temporary files that writers left behind", "files", n, "archive", a.files)
 	}
 }
 

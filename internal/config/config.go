@@ -182,6 +182,8 @@ type Restore struct {
 // WAL holds the settings of wal-push and wal-fetch.
 type WAL struct {
 	Timeout time.Duration // for the whole command, retries included
+	// EndRecoveryBefore names a segment or history file before which archive recovery is to end; "" for none.
+	EndRecoveryBefore string
 }
 
 // Limits bounds what walden takes of the machine.

@@ -122,7 +122,7 @@ func TestFileFaultsNameFileAndLineAndShowNoContents(t *testing.T) {
 				t.Fatalf("got  %v\nwant %s", err, test.want)
 			}
 			for _, part := range []string{"TopSecret", "Value", "0755", "493"} {
-				if strings.Contains(strings.ReplaceAll(err.Error(), "NAME=value", ""), part) {
+				if strings.Contains(strings.NewReplacer("NAME=value", "", file, "").Replace(err.Error()), part) {
 					t.Errorf("contents shown: %v", err)
 				}
 			}

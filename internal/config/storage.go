@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -91,6 +92,16 @@ func (p prefix) valid() string {
 func checkAbsolute(dir string) error {
 	if !filepath.IsAbs(dir) {
 		return errors.New("the directory name must be absolute")
+	}
+	return nil
+}
+
+// walName is the name of a segment or of a history file, as PostgreSQL spells them.
+var walName = regexp.MustCompile(`^([0-9A-F]{24}|[0-9A-F]{8}\.history)$`)
+
+func checkWALName(name string) error {
+	if !walName.MatchString(name) {
+		return errors.New("expected the name of a WAL segment (24 upper-case hexadecimal digits) or of a history file (00000002.history)")
 	}
 	return nil
 }

@@ -492,6 +492,11 @@ func wal() []Definition {
 			Help: "Longest time that one wal-push or wal-fetch takes, all retries included. It then fails, and " +
 				"PostgreSQL calls it again.",
 			field: func(c *Config) any { return &c.WAL.Timeout }},
+		{Name: "WALDEN_END_RECOVERY_BEFORE", Type: Text, check: checkWALName, Since: firstRelease,
+			Help: "Name of a WAL segment that is lost or damaged beyond repair: archive recovery ends before it, on every timeline, and " +
+				"does without all that follows. Or the name of a lost history file: that timeline and all newer ones are not " +
+				"followed. To be unset after that recovery.",
+			field: func(c *Config) any { return &c.WAL.EndRecoveryBefore }},
 		{Name: "TOTAL_BG_UPLOADED_LIMIT", Type: Integer, Default: "1",
 			Help: "Segments that one wal-push may archive: the one that PostgreSQL asks for, and others that already wait. " +
 				"1 archives the one only.",

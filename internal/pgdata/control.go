@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/wal"
@@ -238,7 +239,8 @@ func ReadMajor(dataDir string) (int, error) {
 
 // readAtMost returns the content of a small file, cut one byte after limit so that a longer file is noticed.
 func readAtMost(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	// Where a named pipe stands, opening it would wait for its other end. For files O_NONBLOCK means nothing.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -216,6 +216,10 @@ func (t *target) empty() error {
 				return fmt.Errorf("cannot remove an unfinished restore: %w", err)
 			}
 		}
+		// Else a power cut could bring back what lay there, without the mark that has it removed, or into the new restore.
+		if err := syncDir(dir); err != nil {
+			return fmt.Errorf("cannot remove an unfinished restore: %w", err)
+		}
 	}
 	return os.Remove(filepath.Join(t.dir, markFile))
 }

@@ -332,7 +332,8 @@ func (n *need) check() error {
 			"nothing was written; make room, or move tablespaces with --tablespace-mapping OLD=NEW")
 	}
 	if st.Files > 0 && n.files > int64(st.Ffree) {
-		return fmt.Errorf("cannot restore into %s: its file system has room for %d more files, the backup has %d", n.dir, st.Ffree, n.files)
+		return hint.With(fmt.Errorf("cannot restore into %s: its file system has room for %d more files, the backup has %d", n.dir, st.Ffree, n.files),
+			"nothing was written; choose a file system with more inodes, or move tablespaces with --tablespace-mapping OLD=NEW")
 	}
 	return nil
 }

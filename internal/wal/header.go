@@ -41,26 +41,8 @@ const (
 	maxPageSize = 1 << 16
 )
 
-// majorOfMagic returns the major version whose releases write magic (xlog_internal.h of each branch).
-func majorOfMagic(magic uint16) int {
-	switch magic {
-	case 0xD106:
-		return 13
-	case 0xD10D:
-		return 14
-	case 0xD110:
-		return 15
-	case 0xD113:
-		return 16
-	case 0xD116:
-		return 17
-	case 0xD118:
-		return 18
-	case 0xD122:
-		return 19
-	}
-	return 0
-}
+// magics are the magic numbers that the releases of a major version write (xlog_internal.h of each branch).
+var magics = map[uint16]int{0xD106: 13, 0xD10D: 14, 0xD110: 15, 0xD113: 16, 0xD116: 17, 0xD118: 18, 0xD122: 19}
 
 // ParseHeader decodes the first [HeaderSize] bytes of a segment file; b may be longer. The error unwraps to
 // [ErrNotWAL] if they cannot begin a segment of any version, to [ErrUnknownMagic] if only the version is unknown.
@@ -82,7 +64,7 @@ func ParseHeader(b []byte) (Header, error) {
 		SegmentSize:      int64(le.Uint32(b[32:])),
 		PageSize:         int64(le.Uint32(b[36:])),
 	}
-	h.Major = majorOfMagic(h.Magic)
+	h.Major = magics[h.Magic]
 	switch {
 	// The magic has grown from 0xD05x by small steps since PostgreSQL 8; its high byte changed once in that time.
 	case h.Magic < 0xD000 || h.Magic > 0xD2FF:
@@ -126,6 +108,17 @@ func (h Header) CheckFile(name string, fileSize int64) error {
 	}
 	if h.Timeline > segment.Timeline {
 		return fmt.Errorf("cannot accept WAL file %s: its header says timeline %d", name, h.Timeline)
+	}
+	return nil
+}
+
+// CheckMajor verifies that a server of this major version reads the segment. What a version writes that this package does not know
+// is not for it to judge.
+func (h Header) CheckMajor(major int) error {
+	for _, known := range magics {
+		if known == major && h.Major != major {
+			return fmt.Errorf("cannot accept WAL with magic number %04X: PostgreSQL %d does not read it", h.Magic, major)
+		}
 	}
 	return nil
 }

@@ -1,10 +1,14 @@
 // Package fs keeps objects as files below one directory, the root: on a local disk or on a mounted file system.
 //
 // The object "wal_005/000000010000000A000000FE.lz4" is the file of that path below the root. An object is written
-// under a temporary name beside its final one, synced, and then given its name; the directory, and every
-// directory made for it, is synced too. The temporary name is the object's, followed by
-// ".tmp.<YYYYMMDDTHHMMSSZ>-<16 hexadecimal digits>": WAL-G writes in the same way and hides such names from its
-// listings ("WAL-G format", settings, section 9), as this package does. Only a crash leaves such a file behind.
+// into a file without a name, synced, and then given its name; the directory, and every directory made for it, is
+// synced too. So not even kill -9 leaves anything behind.
+//
+// Where the file system has no files without a name (NFS, SMB, many on FUSE), and for the moment in which an object is
+// replaced, the file has a temporary name beside the final one: the object's, followed by
+// ".tmp.<YYYYMMDDTHHMMSSZ>-<16 hexadecimal digits>". WAL-G writes in the same way and hides such names from its
+// listings ("WAL-G format", settings, section 9), as this package does. Only a crash leaves such a file behind, and
+// [Store.RemoveStale] removes it later.
 //
 // Nothing is ever created by reading. Names cannot lead out of the root, neither by themselves nor through
 // symbolic links; the root itself may be a link. The root is opened anew for each operation, so a file system
@@ -14,6 +18,7 @@ package fs
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -27,7 +32,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,7 +74,9 @@ type Store struct {
 	durable sync.Map
 	made    sync.Map // directories that this Store has made; failed uploads remove those that they leave empty
 
-	link func(dir *os.Root, from, to string) error // os.Root.Link; tests stand in for file systems without it
+	// named says that files without a name cannot be used here, as the file system or a missing /proc has shown.
+	named atomic.Bool
+	link  func(olddir int, old string, newdir int, name string, flags int) error // linkat(2); tests stand in for file systems without it
 }
 
 // Open returns the store below o.Root. It fails if that is not a directory that can be read.
@@ -79,7 +88,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open file storage %q: %w", o.Root, err)
 	}
-	s := &Store{root: root, link: (*os.Root).Link}
+	s := &Store{root: root, link: unix.Linkat}
 	s.buffers.New = func() any { return bufio.NewWriterSize(nil, bufferSize) }
 	if err := s.Check(context.Background()); err != nil {
 		return nil, err
@@ -415,6 +424,12 @@ func openDirectory(root *os.Root, name string) (*directory, error) {
 	return &directory{sub, f}, nil
 }
 
+// removed tells whether the directory is no longer anywhere.
+func (d *directory) removed() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(d.f.Fd()), &st) == nil && st.Nlink == 0
+}
+
 func (d *directory) close() {
 	d.f.Close()
 	d.Root.Close()
@@ -437,12 +452,11 @@ func (s *Store) PutNew(ctx context.Context, key string, r io.Reader) error {
 	return nil
 }
 
-func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool) (err error) {
+func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool) error {
 	if err := storage.CheckKey(key); err != nil {
 		return err
 	}
-	dir, name := path.Split(key)
-	if temporary.MatchString(name) {
+	if temporary.MatchString(path.Base(key)) {
 		return storage.Permanent(errors.New("the name is one of an unfinished object, which listings hide"))
 	}
 	root, err := s.open(ctx)
@@ -453,28 +467,30 @@ func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool
 	if mustBeNew {
 		// Saves writing an object in vain; the decision is made below.
 		if _, err := root.Lstat(key); err == nil {
-			return storage.ErrExists
+			return s.taken(root, key)
 		}
 	}
-	u, err := s.begin(ctx, root, path.Clean(dir), name)
+	err = s.write(ctx, root, key, r, mustBeNew)
+	if errors.Is(err, storage.ErrExists) {
+		return s.taken(root, key)
+	}
+	return err
+}
+
+// write stores what r yields, durably.
+func (s *Store) write(ctx context.Context, root *os.Root, key string, r io.Reader, mustBeNew bool) (err error) {
+	dir, name := path.Dir(key), path.Base(key)
+	u, err := s.begin(ctx, root, dir, name)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.abandon(root, u, path.Clean(dir)))
-		}
-		u.dir.close()
+		err = errors.Join(err, s.end(root, u, dir, err != nil))
 	}()
 	if err := s.fill(ctx, u.f, r); err != nil {
 		return err
 	}
-	if mustBeNew {
-		err = s.publishNew(u.dir, u.temp, name)
-	} else {
-		err = u.dir.Rename(u.temp, name)
-	}
-	if err != nil {
+	if err := s.publish(ctx, root, u, dir, name, mustBeNew); err != nil {
 		return err
 	}
 	if err := u.dir.f.Sync(); err != nil {
@@ -483,19 +499,38 @@ func (s *Store) put(ctx context.Context, key string, r io.Reader, mustBeNew bool
 	return nil
 }
 
+// taken returns ErrExists for an object that is there already, once it is durable: who wrote it may have been killed before
+// its directory was synced, or may have failed to sync it, and whoever hears that an object exists may rely on it.
+func (s *Store) taken(root *os.Root, key string) error {
+	if err := s.makeDurable(root, path.Dir(key)); err != nil {
+		return err
+	}
+	for _, name := range []string{key, path.Dir(key)} {
+		f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			break // deleted again, or a link that leads nowhere: taken all the same
+		}
+		if err != nil {
+			return err
+		}
+		err = errors.Join(f.Sync(), f.Close())
+		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: a pipe or the like stands there
+			return fmt.Errorf("syncing the object that is there: %w", cause(err))
+		}
+	}
+	return storage.ErrExists
+}
+
 // upload is an object that does not have its name yet.
 type upload struct {
 	dir  *directory
-	temp string // its name in dir
+	temp string // its temporary name in dir, "" for none
 	f    *os.File
 }
 
-// begin creates the temporary file for the object name in dir, and dir itself. A Delete that empties dir may
-// remove it at any moment until the file is there; then all begins anew.
+// begin creates the file for the object name in dir, and dir itself. A Delete that empties dir may remove it at any
+// moment until the file is there; then all begins anew.
 func (s *Store) begin(ctx context.Context, root *os.Root, dir, name string) (u *upload, err error) {
-	var random [8]byte
-	rand.Read(random[:]) // never fails
-	u = &upload{temp: name + time.Now().UTC().Format(".tmp.20060102T150405Z-") + hex.EncodeToString(random[:])}
 	defer func() {
 		if err != nil {
 			s.removeMade(root, dir)
@@ -503,29 +538,85 @@ func (s *Store) begin(ctx context.Context, root *os.Root, dir, name string) (u *
 	}()
 	for range 100 {
 		if err := ctx.Err(); err != nil {
-			return u, err
+			return nil, err
 		}
-		err := s.makeDurable(root, dir)
+		d, err := s.makeDirectory(root, dir)
 		if err == nil {
-			u.dir, err = openDirectory(root, dir)
-		}
-		if err != nil {
-			err = s.behindLink(root, dir, err)
-		}
-		if err == nil {
-			u.f, err = u.dir.OpenFile(u.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
-			if err == nil {
+			u = &upload{dir: d}
+			if err = s.create(u, name); err == nil {
 				return u, nil
 			}
-			u.dir.close()
+			d.close()
 		}
 		s.durable.Delete(dir)
 		if !errors.Is(err, fs.ErrNotExist) {
-			return u, err
+			return nil, err
 		}
 	}
-	return u, fmt.Errorf("directory %q disappears as often as it is made", dir)
+	return nil, errDisappears(dir)
 }
+
+func errDisappears(dir string) error {
+	return fmt.Errorf("directory %q disappears as often as it is made", dir)
+}
+
+// makeDirectory makes dir durable and opens it.
+func (s *Store) makeDirectory(root *os.Root, dir string) (*directory, error) {
+	err := s.makeDurable(root, dir)
+	if err == nil {
+		var d *directory
+		if d, err = openDirectory(root, dir); err == nil {
+			return d, nil
+		}
+	}
+	return nil, s.behindLink(root, dir, err)
+}
+
+// create creates the file of an upload, without a name if that can be.
+func (s *Store) create(u *upload, name string) error {
+	if !s.named.Load() {
+		fd, err := unix.Openat(int(u.dir.f.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, fileMode)
+		if err == nil {
+			u.f = os.NewFile(uintptr(fd), "a file without a name")
+			if unix.Access(u.proc(), unix.F_OK) == nil {
+				return nil
+			}
+			u.f.Close() // without /proc it could never get one
+		} else if u.dir.removed() {
+			return fs.ErrNotExist // ext4 says "not permitted"
+		} else if !unsupported(err) {
+			return err
+		}
+		s.named.Store(true)
+	}
+	return u.createNamed(name)
+}
+
+// unsupported tells whether a file system answers that it does not have files without a name. Old kernels take O_TMPFILE
+// for an attempt to write a directory.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS)
+}
+
+// createNamed creates the file under a temporary name and locks it until it is closed, as a sign to RemoveStale that it is
+// in use; where locks do not work, its age has to do.
+func (u *upload) createNamed(name string) (err error) {
+	u.temp = temporaryName(name)
+	if u.f, err = u.dir.OpenFile(u.temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode); err != nil {
+		return err
+	}
+	_ = unix.Flock(int(u.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	return nil
+}
+
+func temporaryName(name string) string {
+	var random [8]byte
+	rand.Read(random[:]) // never fails
+	return name + time.Now().UTC().Format(".tmp.20060102T150405Z-") + hex.EncodeToString(random[:])
+}
+
+// proc is the path under which the kernel knows the open file.
+func (u *upload) proc() string { return "/proc/self/fd/" + strconv.Itoa(int(u.f.Fd())) }
 
 // makeDurable creates dir and what is missing above it, and syncs all that hold their names. Directories found in
 // place are synced once as well: who made them may have crashed before, or not have come to it yet.
@@ -556,13 +647,19 @@ func (s *Store) makeDurable(root *os.Root, dir string) error {
 	return nil
 }
 
-// abandon removes what a failed upload has left in dir. The error names a temporary file that stays.
-func (s *Store) abandon(root *os.Root, u *upload, dir string) error {
+// end closes an upload and removes its temporary name, and after a failure the directories that were made for it. The error
+// names a temporary file that stays.
+func (s *Store) end(root *os.Root, u *upload, dir string, failed bool) error {
+	defer u.dir.close()
 	u.f.Close()
-	if err := u.dir.Remove(u.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the temporary file %s stays behind: %w", path.Join(dir, u.temp), cause(err))
+	if u.temp != "" {
+		if err := u.dir.Remove(u.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("the temporary file %s stays behind: %w", path.Join(dir, u.temp), cause(err))
+		}
 	}
-	s.removeMade(root, dir)
+	if failed {
+		s.removeMade(root, dir)
+	}
 	return nil
 }
 
@@ -589,7 +686,7 @@ func (s *Store) removeEmpty(root *os.Root, dir string) error {
 	return nil
 }
 
-// fill writes what r yields to f and syncs and closes f.
+// fill writes what r yields to f and syncs it.
 func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) error {
 	out := &sink{ctx: ctx, f: f}
 	w := s.buffers.Get().(*bufio.Writer)
@@ -623,7 +720,20 @@ func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) error {
 	if info.Size() != n {
 		return fmt.Errorf("%d bytes were written, but the file has %d", n, info.Size())
 	}
-	return f.Close() // network file systems report some failures only now
+	return closeOnce(f)
+}
+
+// closeOnce has the file system do what it does when a file is closed, and leaves f open: network file systems report some
+// failures only then.
+func closeOnce(f *os.File) error {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("closing it: %w", err)
+	}
+	return nil
 }
 
 // contextReader ends with the context's error once ctx has ended.
@@ -668,24 +778,105 @@ func (s *sink) Write(p []byte) (int, error) {
 	return total, nil
 }
 
-// publishNew gives the file temp in d the name, unless the name is taken.
-func (s *Store) publishNew(d *directory, temp, name string) error {
-	err := s.link(d.Root, temp, name)
+// publish gives the file of an upload the name. A directory that holds nothing with a name yet may have been removed since it
+// was made; then it is made anew.
+func (s *Store) publish(ctx context.Context, root *os.Root, u *upload, dir, name string, mustBeNew bool) error {
+	for range 100 {
+		err := s.publishOnce(u, name, mustBeNew)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s.durable.Delete(dir)
+		d, err := s.makeDirectory(root, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		u.dir.close()
+		u.dir = d
+	}
+	return errDisappears(dir)
+}
+
+func (s *Store) publishOnce(u *upload, name string, mustBeNew bool) error {
+	if u.temp != "" && !mustBeNew {
+		return u.dir.Rename(u.temp, name)
+	}
+	err := s.linkUpload(u, name)
 	switch {
 	case err == nil:
-		return d.Remove(temp)
+		return nil // a temporary name is removed at the end
 	case errors.Is(err, fs.ErrExist):
-		// A network file system repeats a request whose answer was lost, and then finds its own link.
-		mine, err1 := d.Lstat(temp)
-		there, err2 := d.Lstat(name)
-		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
-			return d.Remove(temp)
+		return s.replace(u, name, mustBeNew)
+	case u.temp == "" && (linkless(err) || errors.Is(err, unix.EXDEV)):
+		// Files without a name that cannot be given one: some file systems on FUSE.
+		if err := s.copyNamed(u, name); err != nil {
+			return err
 		}
-		return storage.ErrExists
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-		return renameNew(d, temp, name)
+		return s.publishOnce(u, name, mustBeNew)
+	case u.temp != "" && linkless(err):
+		return renameNew(u.dir, u.temp, name)
 	}
 	return err
+}
+
+// linkless tells whether a file system answers that it has no hard links.
+func linkless(err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
+}
+
+func (s *Store) linkUpload(u *upload, name string) error {
+	fd := int(u.dir.f.Fd())
+	if u.temp != "" {
+		return s.link(fd, u.temp, fd, name, 0)
+	}
+	return s.link(unix.AT_FDCWD, u.proc(), fd, name, unix.AT_SYMLINK_FOLLOW)
+}
+
+// replace settles what is to be done where the name is taken.
+func (s *Store) replace(u *upload, name string, mustBeNew bool) error {
+	if !mustBeNew {
+		temp := temporaryName(name)
+		if err := s.linkUpload(u, temp); err != nil {
+			return err
+		}
+		u.temp = temp
+		return u.dir.Rename(temp, name)
+	}
+	// A network file system repeats a request whose answer was lost, and then finds its own link.
+	mine, err1 := u.f.Stat()
+	there, err2 := u.dir.Lstat(name)
+	if err1 == nil && err2 == nil && os.SameFile(mine, there) {
+		return nil
+	}
+	return storage.ErrExists
+}
+
+// copyNamed writes the upload once more, into a file with a temporary name.
+func (s *Store) copyNamed(u *upload, name string) error {
+	s.named.Store(true)
+	unnamed := u.f
+	if err := u.createNamed(name); err != nil {
+		u.f, u.temp = unnamed, ""
+		return err
+	}
+	defer unnamed.Close()
+	info, err := unnamed.Stat()
+	if err != nil {
+		return err
+	}
+	if n, err := io.Copy(u.f, io.NewSectionReader(unnamed, 0, info.Size())); err != nil || n != info.Size() {
+		return cmp.Or(err, io.ErrUnexpectedEOF)
+	}
+	if err := u.f.Sync(); err != nil {
+		return fmt.Errorf("syncing it: %w", cause(err))
+	}
+	return closeOnce(u.f)
 }
 
 // renameNew is for file systems without hard links, such as exFAT.

@@ -218,6 +218,7 @@ func (r *lookingReader) Read(p []byte) (int, error) {
 func TestUnfinishedObjectsAreNamedAsInWALGAndHidden(t *testing.T) {
 	t.Parallel()
 	s := openTemp(t)
+	s.named.Store(true)
 	err := s.Put(t.Context(), "wal_005/key", &lookingReader{Reader: strings.NewReader("x"), look: func() {
 		found := files(t, s)
 		if len(found) != 2 || !strings.HasPrefix(found[1], "wal_005/key.tmp.2") || !temporary.MatchString(found[1]) {
@@ -296,7 +297,7 @@ func TestOnlyAbsenceIsAbsence(t *testing.T) {
 func TestPutNewWithoutHardLinksHasOneWinner(t *testing.T) {
 	t.Parallel()
 	s := openTemp(t)
-	s.link = func(*os.Root, string, string) error { return &os.LinkError{Op: "linkat", Err: unix.EPERM} }
+	s.link = func(int, string, int, string, int) error { return unix.EPERM }
 	var wg sync.WaitGroup
 	errs := make([]error, 16)
 	for i := range errs {
@@ -320,11 +321,11 @@ func TestPutNewWithoutHardLinksHasOneWinner(t *testing.T) {
 func TestPutNewRecognisesItsOwnLinkWhenTheAnswerWasLost(t *testing.T) {
 	t.Parallel()
 	s := openTemp(t)
-	s.link = func(dir *os.Root, from, to string) error {
-		if err := dir.Link(from, to); err != nil {
+	s.link = func(olddir int, old string, newdir int, name string, flags int) error {
+		if err := unix.Linkat(olddir, old, newdir, name, flags); err != nil {
 			return err
 		}
-		return dir.Link(from, to)
+		return unix.Linkat(olddir, old, newdir, name, flags)
 	}
 	if err := s.PutNew(t.Context(), "key", strings.NewReader("mine")); err != nil {
 		t.Error(err)
