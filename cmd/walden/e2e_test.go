@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(runAsWalden) != "" {
 		main()
 	}
+	if os.Getenv(runAsMeter) != "" {
+		os.Exit(meter(os.Args[1:]))
+	}
 	os.Exit(run(m))
 }
 

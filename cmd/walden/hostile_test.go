@@ -315,14 +315,14 @@ func TestAHostileBackupTakesBoundedMemoryAndDisk(t *testing.T) {
 			if err := os.Truncate(filepath.Join(a.archive, "basebackups_005/"+a.backup+"_backup_stop_sentinel.json"), 1<<30); err != nil {
 				a.t.Fatal(err)
 			}
-		}, true, "too large"},
+		}, true, "its sentinel is not valid"},
 		{"a sentinel of an empty object", func(a *hostileArchive) { a.sentinel("{}") }, true, "it has no LSN"},
 		{"a sentinel that is null", func(a *hostileArchive) { a.sentinel("null") }, true, "it has no LSN"},
 		{"user data of 60 MiB", func(a *hostileArchive) {
 			a.plant("basebackups_005/"+a.backup+"_backup_stop_sentinel.json", func(w io.Writer) error {
 				return errors.Join(onAndOn(`{"LSN":1,"UserData":"`, "x", 60<<20)(w), literally(`"}`)(w))
 			})
-		}, true, "besides a list of files it has"},
+		}, true, "a value of more than"},
 		{"a list of files with a name without end", func(a *hostileArchive) {
 			a.plant(files(a), onAndOn(`{"Files":{"/`, "x", testenv.Pick(64, 1024)<<20))
 		}, true, "cannot be"},

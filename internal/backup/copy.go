@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -61,25 +62,7 @@ func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	j.dropVanished()
-	return nil
-}
-
-// dropVanished removes the files that were gone when their turn came: they have no entry in any tar.
-func (j *job) dropVanished() {
-	kept := 0
-	for i := range j.contents.Files {
-		if j.gone[i] {
-			continue
-		}
-		j.contents.Files[kept], j.pages[kept] = j.contents.Files[i], j.pages[i]
-		kept++
-	}
-	j.contents.Files, j.pages = slices.Clip(j.contents.Files[:kept]), j.pages[:kept]
-	j.gone, j.owners, j.parts = nil, nil, nil
+	return g.Wait()
 }
 
 // copier is one worker: its buffers are reused for all its files.
@@ -93,46 +76,47 @@ type copier struct {
 }
 
 // writePart writes one tar. It may be called again for the same part after a failure of the storage.
-func (w *copier) writePart(ctx context.Context, out io.Writer, files []int32) error {
+func (w *copier) writePart(ctx context.Context, out io.Writer, p part) error {
 	tw := tar.NewWriter(out)
 	var counted int64
-	for _, i := range files {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		n, err := w.writeEntry(ctx, tw, i)
-		counted += n
-		if err != nil {
-			w.progress.Add(-counted) // the part may be written again
-			return err
+	for _, s := range p.spans {
+		for i := s.first; i < s.end; i++ {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			n, err := w.writeEntry(ctx, tw, i)
+			counted += n
+			if err != nil {
+				w.progress.Add(-counted) // the part may be written again
+				return err
+			}
 		}
 	}
 	return tw.Close()
 }
 
-func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int32) (int64, error) {
-	f := &w.job.contents.Files[i]
+func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int) (int64, error) {
+	f := w.job.contents.Files.At(i)
 	h := &tar.Header{Name: "/" + f.Name, Mode: int64(f.Mode.Perm()), ModTime: time.Unix(0, f.MTime)}
-	w.owner(h, w.job.owners[i])
 	switch f.Type {
 	case catalog.Directory:
 		h.Typeflag = tar.TypeDir
+		w.owner(h, w.job.owners[i])
 		return 0, tw.WriteHeader(h)
 	case catalog.Symlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		w.owner(h, w.job.owners[i])
 		return 0, tw.WriteHeader(h)
 	}
-	return w.writeFile(ctx, tw, h, i)
+	return w.writeFile(ctx, tw, h, f.Name, i)
 }
 
 // writeFile copies one file as it is now, with the size that it has when it is opened: what it grows later is cut off,
 // what it shrinks is filled with zeros; WAL replay repairs both. A file that has vanished gets no entry.
-func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, i int32) (int64, error) {
-	f := &w.job.contents.Files[i]
-	w.job.gone[i], w.job.pages[i] = false, nil
-	file, err := os.OpenFile(filepath.Join(w.job.dir, f.Name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, name string, i int) (int64, error) {
+	file, err := os.OpenFile(filepath.Join(w.job.dir, name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		w.job.gone[i] = true
+		w.job.contents.Files.Drop(i)
 		return 0, nil
 	}
 	if err != nil {
@@ -144,61 +128,70 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, i
 		return 0, fmt.Errorf("cannot read data file: %w", err)
 	}
 	if !st.Mode().IsRegular() { // replaced since the walk by something that is not data
-		w.job.gone[i] = true
+		w.job.contents.Files.Drop(i)
 		return 0, nil
 	}
-	f.Size = st.Size()
-	h.Typeflag, h.Size = tar.TypeReg, f.Size
+	size := st.Size()
+	h.Typeflag, h.Size = tar.TypeReg, size
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		w.owner(h, owner{sys.Uid, sys.Gid})
+	}
 	if err := tw.WriteHeader(h); err != nil {
 		return 0, err
 	}
 	w.hash.Reset()
-	verify := w.job.options.Verify && pgdata.IsDataFile(f.Name)
+	verify := w.job.options.Verify && pgdata.IsDataFile(name)
 	if verify {
-		rel, _ := pgdata.ParseRelationFile(f.Name)
+		rel, _ := pgdata.ParseRelationFile(name)
 		w.verifier.Reset(ctx, file, rel.Segment)
 	}
-	for left := f.Size; left > 0; {
+	for left := size; left > 0; {
 		if ctx.Err() != nil {
-			return f.Size - left, context.Cause(ctx)
+			return size - left, context.Cause(ctx)
 		}
 		b := w.buf[:min(left, readSize)]
 		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(b)); err != nil {
-			return f.Size - left, err
+			return size - left, err
 		}
 		n, err := io.ReadFull(file, b)
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			clear(b[n:])
 		case err != nil:
-			return f.Size - left, fmt.Errorf("cannot read data file: %w", err)
+			return size - left, fmt.Errorf("cannot read data file: %w", err)
 		}
 		_, _ = w.hash.Write(b) // a hash never fails
 		if verify {
 			if _, err := w.verifier.Write(b); err != nil {
-				return f.Size - left, err
+				return size - left, err
 			}
 		}
 		if _, err := tw.Write(b); err != nil {
-			return f.Size - left, err
+			return size - left, err
 		}
 		left -= int64(len(b))
 		w.progress.Add(int64(len(b)))
 	}
-	f.Hash = w.hash.Sum128().Bytes()
+	w.job.contents.Files.Wrote(i, size, w.hash.Sum128().Bytes())
 	if verify {
-		w.record(i, w.verifier.Report())
+		r := w.verifier.Report()
+		if r.Odd {
+			w.job.log.Warn("the size of a relation file is not a multiple of the page size", "file", name)
+		}
+		w.job.record(i, r)
 	}
-	return f.Size, nil
+	return size, nil
 }
 
-// record keeps what the verification of a file found, to be judged when the stop LSN is known.
-func (w *copier) record(i int32, r pgdata.PageReport) {
-	if r.Odd {
-		w.job.log.Warn("the size of a relation file is not a multiple of the page size", "file", w.job.contents.Files[i].Name)
-	}
+// record keeps what the verification of a file found, to be judged when the stop LSN is known, instead of what an
+// earlier attempt at the part found.
+func (j *job) record(i int, r pgdata.PageReport) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if len(r.Corrupt)+len(r.Suspect) > 0 {
-		w.job.pages[i] = &r
+		j.pages[i] = r
+	} else {
+		delete(j.pages, i)
 	}
 }
 
@@ -206,20 +199,18 @@ func (w *copier) record(i int32, r pgdata.PageReport) {
 // write them anew while no WAL of the backup can. It returns the names of the files with corrupt pages.
 func (j *job) judgePages(stop wal.LSN, all bool) []string {
 	var corrupt []string
-	for i := range j.contents.Files {
-		f := &j.contents.Files[i]
-		if j.pages[i] == nil {
-			continue
-		}
+	for _, i := range slices.Sorted(maps.Keys(j.pages)) {
 		blocks := j.pages[i].CorruptAt(stop)
-		if len(blocks) == 0 {
+		f := j.contents.Files.At(i)
+		if len(blocks) == 0 || f.Type != catalog.Regular { // vanished when its part was written once more
 			continue
 		}
-		f.Corrupt = &catalog.CorruptBlocks{Count: len(blocks), Blocks: blocks}
+		found := &catalog.CorruptBlocks{Count: len(blocks), Blocks: blocks}
 		if !all && len(blocks) > someCorrupt {
-			f.Corrupt.Blocks = slices.Clone(blocks[:someCorrupt])
+			found.Blocks = slices.Clone(blocks[:someCorrupt])
 		}
-		j.log.Error("corrupt pages", "action", "backup-push", "file", f.Name, "count", f.Corrupt.Count, "blocks", f.Corrupt.Blocks)
+		j.contents.Files.SetCorrupt(i, found)
+		j.log.Error("corrupt pages", "action", "backup-push", "file", f.Name, "count", found.Count, "blocks", found.Blocks)
 		corrupt = append(corrupt, f.Name)
 	}
 	return corrupt

@@ -3,10 +3,12 @@ package backup
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
@@ -19,16 +21,35 @@ type job struct {
 	log       *slog.Logger
 	relBlocks uint32 // blocks of a relation's segment file
 	contents  catalog.Contents
-	owners    []owner   // by index into contents.Files
-	parts     [][]int32 // indexes into contents.Files
-	costs     []int64   // by part
+	owners    map[int]owner // of directories and links, by position in contents.Files; those of files are read with them
+	parts     []part
 	total     int64
-	pages     []*pgdata.PageReport // files with pages to judge when the stop LSN is known, by index into contents.Files
-	gone      []bool               // files that vanished, by index into contents.Files
+
+	mu    sync.Mutex
+	pages map[int]pgdata.PageReport // pages to judge when the stop LSN is known, by position in contents.Files
 }
 
 // owner is a file's numeric owner.
 type owner struct{ uid, gid uint32 }
+
+// part is what goes into one tar.
+type part struct {
+	spans []span
+	cost  int64
+}
+
+// span is a run of positions in contents.Files: of many files that follow each other only two numbers are kept.
+type span struct{ first, end int }
+
+// add appends the file at a position.
+func (p *part) add(i int, cost int64) {
+	p.cost += cost
+	if last := len(p.spans) - 1; last >= 0 && p.spans[last].end == i {
+		p.spans[last].end++
+		return
+	}
+	p.spans = append(p.spans, span{i, i + 1})
+}
 
 const (
 	// fileCost is what a file costs besides its bytes (open, header, hashing), expressed in bytes, so that a million
@@ -42,7 +63,7 @@ const (
 
 // plan walks the data directory once and spreads its files over parts of about equal cost, in the order of the walk.
 func plan(ctx context.Context, dir string, control pgdata.Control, major int, tablespaces []pgdata.Tablespace, o Options, log *slog.Logger) (*job, error) {
-	j := &job{dir: dir, options: o, log: log, relBlocks: control.SegmentBlocks}
+	j := &job{dir: dir, options: o, log: log, relBlocks: control.SegmentBlocks, owners: map[int]owner{}, pages: map[int]pgdata.PageReport{}}
 	var cost int64
 	err := pgdata.Walk(ctx, dir, pgdata.WalkOptions{
 		TablespaceVersionDir: pgdata.TablespaceVersionDir(major, control.CatalogVersion),
@@ -66,8 +87,13 @@ func plan(ctx context.Context, dir string, control pgdata.Control, major int, ta
 		j.contents.DataSize += e.Size
 		j.total += f.Size
 		cost += f.Size + fileCost
-		j.contents.Files = append(j.contents.Files, f)
-		j.owners = append(j.owners, owner{uint32(e.UID), uint32(e.GID)})
+		i, err := j.contents.Files.Add(f)
+		if err != nil {
+			return fmt.Errorf("cannot back up %s: %w", dir, err)
+		}
+		if e.Kind != pgdata.File {
+			j.owners[i] = owner{uint32(e.UID), uint32(e.GID)}
+		}
 		return nil
 	})
 	if err != nil {
@@ -75,8 +101,6 @@ func plan(ctx context.Context, dir string, control pgdata.Control, major int, ta
 	}
 	target := min(o.PartSize, max(minPart, cost/int64(o.Workers*partsPerWorker)))
 	j.spread(target)
-	j.pages = make([]*pgdata.PageReport, len(j.contents.Files))
-	j.gone = make([]bool, len(j.contents.Files))
 	return j, nil
 }
 
@@ -94,23 +118,21 @@ func inYoungerTablespace(name string, known []pgdata.Tablespace) bool {
 // spread fills parts up to target; a file that fills a part by itself gets one of its own.
 func (j *job) spread(target int64) {
 	open := -1
-	for i := range j.contents.Files {
-		f := &j.contents.Files[i]
-		cost := f.Size + fileCost
-		part := open
+	for i := range j.contents.Files.Len() {
+		cost := j.contents.Files.Size(i) + fileCost
+		n := open
 		if open < 0 || cost >= target {
-			part = len(j.parts)
-			j.parts, j.costs = append(j.parts, nil), append(j.costs, 0)
+			n = len(j.parts)
+			j.parts = append(j.parts, part{})
 		}
-		f.Part = int32(part)
-		j.parts[part] = append(j.parts[part], int32(i))
-		j.costs[part] += cost
+		j.contents.Files.Place(i, n)
+		j.parts[n].add(i, cost)
 		switch {
 		case cost >= target:
-		case j.costs[part] >= target:
+		case j.parts[n].cost >= target:
 			open = -1
 		default:
-			open = part
+			open = n
 		}
 	}
 	j.contents.Parts = make([]catalog.Part, len(j.parts))
@@ -122,6 +144,6 @@ func (j *job) longestFirst() []int {
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(j.costs[b], j.costs[a]) })
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(j.parts[b].cost, j.parts[a].cost) })
 	return order
 }

@@ -146,7 +146,7 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 		return out, err
 	}
 	d.Log.Info("Wrote backup with name "+draft.Name()+" to storage default", "action", "backup-push", "backup", draft.Name(),
-		"state", "complete", "start_lsn", mode.Start().LSN, "stop_lsn", stop.LSN, "files", len(job.contents.Files),
+		"state", "complete", "start_lsn", mode.Start().LSN, "stop_lsn", stop.LSN, "files", job.contents.Files.Len(),
 		"parts", len(job.contents.Parts), "size", out.Backup.UncompressedSize, "stored", out.Backup.CompressedSize,
 		"copy_seconds", seconds(copied), "seconds", seconds(time.Since(copyStart)),
 		"rate", int64(float64(out.Backup.UncompressedSize)/copied.Seconds()), "wal", string(state), "corrupt_blocks", out.Backup.CorruptBlocks)

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"log/slog"
@@ -32,14 +33,14 @@ import (
 // ErrNoBackups is returned when an archive holds no usable backup.
 var ErrNoBackups = errors.New("the archive holds no backup")
 
-// Limits of documents read whole into memory, in bytes.
+// Limits of documents, in bytes.
 const (
-	maxSentinel = 64 << 20 // version 1 sentinels embed the list of files
-	maxDocument = 1 << 20  // any other; and what a sentinel holds besides that list
+	maxDocument = 1 << 20 // of what is read whole into memory: a document, or a sentinel without its lists of files
+	maxListing  = 4 << 30 // of what lists files, read piece by piece: 250 bytes for each of the 14 million files that a list can have
 )
 
 const (
-	// sentinelMemory bounds what the sentinels take that are read at once, in bytes. One of maxSentinel runs alone.
+	// sentinelMemory bounds what the sentinels take that are read at once, in bytes.
 	sentinelMemory = 32 << 20
 	// maxListed bounds what a list of backups keeps of its sentinels, in bytes: a hundred thousand usual ones.
 	maxListed = 64 << 20
@@ -83,7 +84,7 @@ type Backup struct {
 	ManifestSHA256        string // hex; empty for backups of other writers
 
 	filesDisabled bool
-	embeddedFiles json.RawMessage // version 1 only, and only from Find
+	filesEmbedded bool // version 1: the sentinel holds the list of files
 }
 
 // Delta tells what a delta backup is based on.
@@ -147,12 +148,12 @@ func (c *Catalog) Backups(ctx context.Context) ([]Backup, error) {
 	g.SetLimit(readers)
 	for i := range backups {
 		g.Go(func() error {
-			if err := memory.Acquire(ctx, sizes[i]); err != nil {
+			takes := min(sizes[i], maxDocument+maxValue)
+			if err := memory.Acquire(ctx, takes); err != nil {
 				return err
 			}
-			defer memory.Release(sizes[i])
+			defer memory.Release(takes)
 			err := c.readSentinel(ctx, &backups[i])
-			backups[i].embeddedFiles = nil // thousands of version 1 backups must not add up
 			if err == nil && kept.Add(backups[i].kept()) > maxListed {
 				return c.tooMuchListed()
 			}
@@ -172,17 +173,21 @@ func (c *Catalog) Backups(ctx context.Context) ([]Backup, error) {
 // readSentinel fills b from its sentinel. What is wrong with the document becomes b.Problem; only a storage that does
 // not answer is an error.
 func (c *Catalog) readSentinel(ctx context.Context, b *Backup) error {
-	raw, err := c.repo.GetPlain(ctx, sentinelKey(b.Name), maxSentinel)
+	var s sentinel
+	var invalid error
+	err := c.repo.ReadPlain(ctx, sentinelKey(b.Name), maxListing, func(r io.Reader) error {
+		s, invalid = sentinel{}, nil
+		invalid = s.read(r)
+		return nil
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, repo.ErrTooLarge):
 		b.Problem = err
 		return nil
 	case err != nil:
 		return err
-	}
-	var s sentinel
-	if err := s.parse(raw); err != nil {
-		b.Problem = notValid("sentinel", err)
+	case invalid != nil:
+		b.Problem = notValid("sentinel", invalid)
 		return nil
 	}
 	b.fill(&s)
@@ -232,7 +237,7 @@ func (b *Backup) fill(s *sentinel) {
 	b.UserData = s.UserData
 	b.Tablespaces = s.Spec
 	b.filesDisabled = s.FilesDisabled
-	b.embeddedFiles = s.Files
+	b.filesEmbedded = s.filesEmbedded
 	if s.DeltaFrom != nil {
 		b.Delta = &Delta{From: *s.DeltaFrom, FullName: deref(s.DeltaFullName), LSN: deref(s.DeltaLSN), Count: deref(s.DeltaCount)}
 		if s.DeltaFromLSN != nil {

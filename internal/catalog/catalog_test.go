@@ -119,14 +119,16 @@ func take(ctx context.Context, c *Catalog, st Start) (b Backup, err error) {
 			err = errors.Join(err, d.Abandon(context.WithoutCancel(ctx)))
 		}
 	}()
-	contents := Contents{
-		WALLink: "/wal/main", DataSize: 40000,
-		Files: []File{
-			{Name: "", Type: Directory, Mode: 0o700, MTime: 1e18},
-			{Name: "base/1/1259", Mode: 0o600, Size: 16384, MTime: 1e18 + 1, Hash: [16]byte{1, 2, 15: 255}, Corrupt: &CorruptBlocks{2, []uint32{0, 7}}},
-			{Name: "base/1/<&>", Mode: 0o640, Part: 1, Size: 3, MTime: 1e18 + 1e6, Hash: [16]byte{9}},
-			{Name: "postgresql.conf", Type: Symlink, Part: 1, Mode: 0o777, MTime: 1e18, Link: "/etc/postgresql.conf"},
-		},
+	contents := Contents{WALLink: "/wal/main", DataSize: 40000}
+	for _, f := range []File{
+		{Name: "", Type: Directory, Mode: 0o700, MTime: 1e18},
+		{Name: "base/1/1259", Mode: 0o600, Size: 16384, MTime: 1e18 + 1, Hash: [16]byte{1, 2, 15: 255}, Corrupt: &CorruptBlocks{2, []uint32{0, 7}}},
+		{Name: "base/1/<&>", Mode: 0o640, Part: 1, Size: 3, MTime: 1e18 + 1e6, Hash: [16]byte{9}},
+		{Name: "postgresql.conf", Type: Symlink, Part: 1, Mode: 0o777, MTime: 1e18, Link: "/etc/postgresql.conf"},
+	} {
+		if _, err := contents.Files.Add(f); err != nil {
+			return b, err
+		}
 	}
 	for i := range 2 {
 		p, err := d.PutPart(ctx, i+1, text(strings.Repeat("part", 1000*(i+1))))
@@ -193,9 +195,13 @@ func TestDocumentsAreWrittenAsTheGoldenFilesShow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(l.Parts) != 2 || len(l.Special) != 2 || len(l.Files) != 4 || !l.Hashed || l.WALLink != "/wal/main" || l.Files["base/1/<&>"].Mode != 0o640 ||
-		l.Files["base/1/1259"].Corrupt.Count != 2 || l.Files["postgresql.conf"].Link != "/etc/postgresql.conf" {
-		t.Errorf("%+v", l)
+	listed := map[string]File{}
+	for _, f := range l.Files.All() {
+		listed[f.Name] = f
+	}
+	if len(l.Parts) != 2 || len(l.Special) != 2 || len(listed) != 4 || !l.Hashed || l.WALLink != "/wal/main" || listed["base/1/<&>"].Mode != 0o640 ||
+		listed["base/1/1259"].Corrupt.Count != 2 || listed["postgresql.conf"].Link != "/etc/postgresql.conf" {
+		t.Errorf("%+v, %+v", l, listed)
 	}
 	found, err := c.FindByUserData(t.Context(), json.RawMessage(` {"n" : [1, 2],"label":"first"}`))
 	if err != nil || found.Name != first {
@@ -454,7 +460,7 @@ func TestBackupsAreListedInTheOrderOfTheirStart(t *testing.T) {
 func TestAHugeSentinelIsAProblemOfItsBackupOnly(t *testing.T) {
 	t.Parallel()
 	s := storagetest.NewMemory()
-	put(t, s, sentinelKey(first), `{"Hostname":"`+strings.Repeat("x", maxSentinel)+`"}`)
+	put(t, s, sentinelKey(first), `{"Hostname":"`+strings.Repeat("x", maxDocument)+`"}`)
 	put(t, s, sentinelKey("base_000000010000000000000004"), sentinelOf("2026-11-20T00:00:00Z"))
 	backups, err := open(t, s).Backups(t.Context())
 	if err != nil || len(backups) != 2 {
@@ -487,7 +493,7 @@ func TestOlderShapesOfSentinelsAreUnderstood(t *testing.T) {
 	if b, err = c.Find(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	if l, err := c.List(t.Context(), b); err != nil || len(l.Files) != 1 || l.Hashed || len(l.Parts) != 1 || len(l.Special) != 1 {
+	if l, err := c.List(t.Context(), b); err != nil || l.Files.Len() != 1 || l.Hashed || len(l.Parts) != 1 || len(l.Special) != 1 {
 		t.Errorf("%+v, %v", l, err)
 	}
 	if b, err = c.Find(t.Context(), wale); err != nil || b.WALFile() != "000000010000000000000002" {

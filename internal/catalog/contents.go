@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,13 +26,11 @@ type File struct {
 	Mode  fs.FileMode // permission bits
 	Part  int32       // index into Contents.Parts of the tar that holds it
 	Size  int64       // bytes, as stored in the tar
-	MTime int64       // nanoseconds since 1970, as the walk found it
+	MTime int64       // nanoseconds since 1970, as the walk found it; not read back, since a restored file is a new one
 	Hash  [16]byte    // XXH3-128 of the bytes in the tar, big endian; zero for directories and links
 	Link  string      // target of a symbolic link
 
 	Corrupt *CorruptBlocks // pages that failed verification, nil if none
-	Skipped bool           // a delta's file that did not change; never true in a full backup
-	Delta   bool           // stored as an increment; never true in a full backup
 }
 
 // FileType distinguishes a backup's entries.
@@ -72,7 +69,7 @@ type Part struct {
 
 // Contents is everything that a backup consists of.
 type Contents struct {
-	Files []File // entries of the parts, in the order of the walk
+	Files Files  // entries of the parts, in the order of the walk
 	Parts []Part // ordinary parts; without the label's and the control file's
 	// WALLink is the target of pg_wal when that was a symbolic link at backup time.
 	WALLink string
@@ -140,13 +137,13 @@ func writeManifest(w io.Writer, head manifestHead, c *Contents) error {
 	out.Write(b[:len(b)-1]) // without the closing brace; bufio keeps the first error for Flush
 	out.WriteString(",\n\"parts\":[")
 	for i, p := range append(c.Parts[:len(c.Parts):len(c.Parts)], c.Control, c.Label) {
-		if err := writeItem(out, i, manifestPart(p)); err != nil {
+		if err := writeItem(out, i == 0, manifestPart(p)); err != nil {
 			return err
 		}
 	}
 	out.WriteString("],\n\"files\":[")
-	for i := range c.Files {
-		f := &c.Files[i]
+	first := true
+	for _, f := range c.Files.All() {
 		m := manifestFile{
 			Name: tarName(f.Name), Dir: f.Type == Directory, Link: f.Link, Size: f.Size,
 			Mode: fmt.Sprintf("%04o", f.Mode.Perm()), MTime: time.Unix(0, f.MTime).UTC(), Corrupt: f.Corrupt,
@@ -154,16 +151,17 @@ func writeManifest(w io.Writer, head manifestHead, c *Contents) error {
 		if f.Type == Regular {
 			m.Hash, m.Part = hex.EncodeToString(f.Hash[:]), &f.Part
 		}
-		if err := writeItem(out, i, m); err != nil {
+		if err := writeItem(out, first, m); err != nil {
 			return err
 		}
+		first = false
 	}
 	out.WriteString("]}\n")
 	return out.Flush()
 }
 
-func writeItem(out *bufio.Writer, i int, v any) error {
-	if i > 0 {
+func writeItem(out *bufio.Writer, first bool, v any) error {
+	if !first {
 		out.WriteByte(',')
 	}
 	out.WriteByte('\n')
@@ -192,39 +190,48 @@ func writeFiles(ctx context.Context, w io.Writer, c *Contents, relations Relatio
 	out := bufio.NewWriterSize(w, 64<<10)
 	enc := json.NewEncoder(out)
 	enc.SetEscapeHTML(false)
-	member := func(i int, name string, v any) error {
-		if i > 0 {
+	first := true
+	key := func(name string) error {
+		if !first {
 			out.WriteByte(',')
 		}
+		first = false
 		if err := enc.Encode(name); err != nil {
 			return err
 		}
-		out.WriteByte(':')
-		return enc.Encode(v)
+		return out.WriteByte(':')
 	}
 	out.WriteString(`{"Files":{`)
-	sets := make([][]string, len(c.Parts))
-	for i := range c.Files {
-		f := &c.Files[i]
-		name := tarName(f.Name)
-		m := fileMetadata{MTime: time.Unix(0, f.MTime).UTC(), CorruptBlocks: f.Corrupt}
-		if err := member(i, name, m); err != nil {
+	for _, f := range c.Files.All() {
+		err := key(tarName(f.Name))
+		if err == nil {
+			err = enc.Encode(fileMetadata{MTime: time.Unix(0, f.MTime).UTC(), CorruptBlocks: f.Corrupt})
+		}
+		if err != nil {
 			return err
 		}
-		sets[f.Part] = append(sets[f.Part], name)
 	}
 	out.WriteString(`},"TarFileSets":{`)
-	for i, p := range c.Parts {
-		if sets[i] == nil { // all its files vanished: the format wants a list, not null
-			sets[i] = []string{}
-		}
-		if err := member(i, p.Name, sets[i]); err != nil {
+	first = true
+	for part, files := range c.Files.byPart(len(c.Parts)) {
+		if err := key(c.Parts[part].Name); err != nil {
 			return err
 		}
+		out.WriteByte('[')
+		for n, i := range files {
+			if n > 0 {
+				out.WriteByte(',')
+			}
+			if err := enc.Encode(tarName(c.Files.At(int(i)).Name)); err != nil {
+				return err
+			}
+		}
+		out.WriteByte(']')
 	}
-	if err := member(len(c.Parts), c.Label.Name, []string{"tablespace_map", "backup_label"}); err != nil {
+	if err := key(c.Label.Name); err != nil {
 		return err
 	}
+	out.WriteString(`["tablespace_map","backup_label"]`)
 	out.WriteString(`},"DatabasesByNames":{`)
 	if relations != nil {
 		if err := relations(ctx, out); err != nil {
@@ -242,9 +249,8 @@ func tarName(name string) string { return "/" + name }
 type Listing struct {
 	Parts   []Part // ordinary tars, in the order of their names
 	Special []Part // the label's and the control file's
-	// Files is nil when nothing is recorded: then everything in the tars belongs to the backup. Keys are names as in
-	// [File.Name].
-	Files map[string]File
+	// Files is nil when nothing is recorded: then everything in the tars belongs to the backup.
+	Files *Files
 	// Hashed tells that sizes and hashes of files are known (from walden's manifest).
 	Hashed bool
 	// DataSize is the number of bytes to restore; an estimate for backups of other writers, 0 if unknown.
@@ -263,16 +269,18 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 	}
 	switch {
 	case b.ManifestSHA256 != "":
-		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, func(r io.Reader) error {
+		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, maxListing, func(r io.Reader) error {
 			l = Listing{}
 			return readManifest(r, b, &l)
 		})
-	case b.embeddedFiles != nil:
-		err = c.listOther(b, &l, stored, io.MultiReader(strings.NewReader(`{"Files":`), bytes.NewReader(b.embeddedFiles), strings.NewReader("}")))
-	case b.filesDisabled:
+	case b.filesDisabled && !b.filesEmbedded:
 		err = c.listOther(b, &l, stored, nil)
 	default:
-		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+filesName, func(r io.Reader) error {
+		document := backupDir(b.Name) + filesName
+		if b.filesEmbedded {
+			document = sentinelKey(b.Name) // its members "Files" and "TarFileSets" are those of files_metadata.json
+		}
+		err = c.repo.ReadPlain(ctx, document, maxListing, func(r io.Reader) error {
 			l = Listing{}
 			return c.listOther(b, &l, stored, r)
 		})
@@ -318,8 +326,7 @@ func readManifest(r io.Reader, b Backup, l *Listing) error {
 	all := io.TeeReader(bufio.NewReaderSize(r, 256<<10), sum)
 	d := newDecoder(all)
 	var head manifestHead
-	l.Files = map[string]File{}
-	l.Hashed = true
+	l.Files, l.Hashed = &Files{}, true
 	err := eachMember(d, func(key string) error {
 		switch key {
 		case "parts":
@@ -367,7 +374,8 @@ func readManifest(r io.Reader, b Backup, l *Listing) error {
 			}
 			return nil
 		}
-		return skipValue(d)
+		_, err := skipValue(d)
+		return err
 	})
 	if err == nil {
 		_, err = io.Copy(io.Discard, all) // what the decoder did not need belongs to the hash
@@ -398,7 +406,7 @@ func (l *Listing) addFile(m manifestFile) error {
 	if err != nil {
 		return fmt.Errorf("file %q has mode %q", m.Name, m.Mode)
 	}
-	f := File{Name: name, Size: m.Size, Mode: fs.FileMode(mode), MTime: m.MTime.UnixNano(), Link: m.Link, Corrupt: m.Corrupt}
+	f := File{Name: name, Size: m.Size, Mode: fs.FileMode(mode), Link: m.Link, Corrupt: m.Corrupt}
 	switch {
 	case m.Dir:
 		f.Type = Directory
@@ -415,11 +423,11 @@ func (l *Listing) addFile(m manifestFile) error {
 	if m.Part != nil {
 		f.Part = *m.Part
 	}
-	if _, twice := l.Files[name]; twice {
+	if _, _, twice := l.Files.Find(name); twice {
 		return fmt.Errorf("file %q is named twice", m.Name)
 	}
-	l.Files[name] = f
-	return nil
+	_, err = l.Files.Add(f)
+	return err
 }
 
 // listOther reads files_metadata.json, or the list embedded in a version 1 sentinel; r is nil when there is none.
@@ -440,20 +448,25 @@ func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.
 						return err
 					}
 					if l.Files == nil {
-						l.Files = map[string]File{}
+						l.Files = &Files{}
 					}
-					l.Files[name] = File{Name: name, MTime: m.MTime.UnixNano(), Corrupt: m.CorruptBlocks, Skipped: m.IsSkipped, Delta: m.IsIncremented}
-					return nil
+					if _, _, twice := l.Files.Find(name); twice { // says nothing new
+						return nil
+					}
+					_, err = l.Files.Add(File{Name: name, Corrupt: m.CorruptBlocks})
+					return err
 				})
 			case strings.EqualFold(key, "TarFileSets"):
 				return eachMember(d, func(key string) error {
 					if anyTar.MatchString(key) {
 						named[key] = true
 					}
-					return skipValue(d)
+					_, err := skipValue(d)
+					return err
 				})
 			}
-			return skipValue(d)
+			_, err := skipValue(d)
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", filesName, err)
@@ -635,24 +648,24 @@ func enter(d decoder, open json.Delim) (null bool, err error) {
 	return false, nil
 }
 
-// skipValue passes over one value without keeping it.
-func skipValue(d decoder) error {
+// skipValue passes over one value without keeping it, and tells whether it was null.
+func skipValue(d decoder) (null bool, err error) {
 	depth := 0
 	for {
 		t, err := d.Token()
 		if err != nil {
-			return err
+			return false, err
 		}
 		switch t {
 		case json.Delim('{'), json.Delim('['):
 			if depth++; depth > maxDepth {
-				return fmt.Errorf("values nested more than %d deep cannot be", maxDepth)
+				return false, fmt.Errorf("values nested more than %d deep cannot be", maxDepth)
 			}
 		case json.Delim('}'), json.Delim(']'):
 			depth--
 		}
 		if depth == 0 {
-			return nil
+			return t == nil, nil
 		}
 	}
 }

@@ -3,8 +3,11 @@ package catalog
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/wal"
@@ -41,23 +44,47 @@ type sentinel struct {
 	IsPermanent      bool            `json:"IsPermanent"`
 	Walden           *sentinelWalden `json:"Walden,omitempty"` // ours; WAL-G ignores unknown keys
 
-	// Files of a version 1 sentinel are embedded; they are read by the restore, not by listings.
-	Files json.RawMessage `json:"Files,omitempty"`
+	// filesEmbedded tells that it is of version 1 and holds the list of files, which is read by the restore, piece by piece.
+	filesEmbedded bool
 }
 
-// parse reads a sentinel. Besides the list of files it is as small as any other document: what is read into maps and
-// strings takes many times its length.
-func (s *sentinel) parse(raw []byte) error {
-	if len(raw) > maxDocument {
-		files := struct{ Files json.RawMessage }{}
-		if err := json.Unmarshal(raw, &files); err != nil {
+// read reads a sentinel from its document, but for the lists of files: besides them it is as small as any other document.
+func (s *sentinel) read(r io.Reader) error {
+	d := newDecoder(r)
+	rest := []byte{'{'}
+	err := eachMember(d, func(key string) error {
+		if strings.EqualFold(key, "Files") || strings.EqualFold(key, "TarFileSets") {
+			if s.filesEmbedded && strings.EqualFold(key, "Files") {
+				return errors.New("it has two lists of files")
+			}
+			null, err := skipValue(d)
+			s.filesEmbedded = s.filesEmbedded || strings.EqualFold(key, "Files") && !null
 			return err
 		}
-		if rest := len(raw) - len(files.Files); rest > maxDocument {
-			return fmt.Errorf("besides a list of files it has %d bytes", rest)
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return err
 		}
+		if len(rest)+len(key)+len(value) > maxDocument {
+			return fmt.Errorf("besides a list of files it has more than %d bytes", maxDocument)
+		}
+		name, err := json.Marshal(key)
+		if err != nil {
+			return err
+		}
+		if len(rest) > 1 {
+			rest = append(rest, ',')
+		}
+		rest = append(append(append(rest, name...), ':'), value...)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return json.Unmarshal(raw, s)
+	if _, err := d.Token(); err != io.EOF {
+		return errors.Join(errors.New("something stands behind its end"), err)
+	}
+	return json.Unmarshal(append(rest, '}'), s)
 }
 
 // sentinelWalden is what walden adds to a sentinel.

@@ -257,8 +257,7 @@ func (d *Draft) documents(stop Stop, contents *Contents) (sentinel, manifestHead
 	for _, p := range d.sealed {
 		s.CompressedSize += p.Size
 	}
-	for i := range contents.Files {
-		f := &contents.Files[i]
+	for _, f := range contents.Files.All() {
 		if f.Type == Regular {
 			s.UncompressedSize += f.Size
 		}

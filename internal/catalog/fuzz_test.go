@@ -53,9 +53,9 @@ func checkListing(t *testing.T, l Listing, err error) {
 	if err != nil {
 		return
 	}
-	for name := range l.Files {
-		if name != "" && !filepath.IsLocal(name) {
-			t.Errorf("%q is accepted", name)
+	for _, f := range l.Files.All() {
+		if f.Name != "" && !filepath.IsLocal(f.Name) {
+			t.Errorf("%q is accepted", f.Name)
 		}
 	}
 }

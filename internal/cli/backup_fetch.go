@@ -31,7 +31,6 @@ func (a *app) backupFetch() *cobra.Command {
 			"--tablespace-mapping or --restore-spec moves them; their links always belong to DIRECTORY.",
 		Args: arguments(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			debug.SetMemoryLimit(listMemory)
 			if err := a.load(false); err != nil {
 				return err
 			}
@@ -92,6 +91,7 @@ func fetchOptions(dir, specFile, walDir string, mappings []string) (restore.Opti
 }
 
 func (a *app) runBackupFetch(ctx context.Context, which, userData string, o restore.Options) error {
+	debug.SetGCPercent(gcPercent)
 	c, _, err := a.openCatalog(ctx)
 	if err != nil {
 		return err

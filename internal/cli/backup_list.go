@@ -28,7 +28,7 @@ func (a *app) backupList() *cobra.Command {
 			"wrong in a last column \"status\", which is there only when it has something to say.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			debug.SetMemoryLimit(listMemory)
+			debug.SetGCPercent(gcPercent)
 			if err := a.load(false); err != nil {
 				return err
 			}

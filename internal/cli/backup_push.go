@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -87,6 +88,7 @@ func (a *app) setTarget(name string) {
 }
 
 func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked bool) error {
+	debug.SetGCPercent(gcPercent)
 	c, method, err := a.openCatalog(ctx)
 	if err != nil {
 		return err

@@ -186,6 +186,11 @@ func (a *app) connect(ctx context.Context) (*postgres.Server, error) {
 	return s, err
 }
 
+// gcPercent is how much garbage the commands for backups let grow before it is collected, in per cent of what is in use.
+// What they use is buffers and the list of files, which cost the collector next to nothing, since there are no pointers in them:
+// to collect often is cheap, and twice that memory is not.
+const gcPercent = 25
+
 // workers bounds how many parts are worked on at once by the memory that each takes.
 func (a *app) workers(wanted int, memory int64) int {
 	return int(max(1, min(int64(wanted), a.config.Limits.Memory/memory)))

@@ -129,7 +129,7 @@ func (p *progress) End() {
 // printable makes text from an archive fit for a terminal: what is no visible character is written as in a Go string, so
 // that no name and no user data can move the cursor, hide a line or turn its direction; and it ends after limit characters.
 func printable(text string, limit int) string {
-	if utf8.ValidString(text) && utf8.RuneCountInString(text) <= limit && !strings.ContainsFunc(text, hidden) {
+	if utf8.ValidString(text) && utf8.RuneCountInString(text) <= limit && !strings.ContainsFunc(text, invisible) {
 		return text
 	}
 	var out strings.Builder
@@ -138,7 +138,7 @@ func printable(text string, limit int) string {
 		switch {
 		case r == utf8.RuneError && size == 1:
 			fmt.Fprintf(&out, `\x%02x`, text[0])
-		case hidden(r):
+		case invisible(r):
 			quoted := strconv.QuoteRune(r)
 			out.WriteString(quoted[1 : len(quoted)-1])
 		default:
@@ -152,7 +152,7 @@ func printable(text string, limit int) string {
 	return out.String()
 }
 
-func hidden(r rune) bool { return !strconv.IsPrint(r) }
+func invisible(r rune) bool { return !strconv.IsPrint(r) }
 
 // maxMessage is the longest line of an error in characters.
 const maxMessage = 20_000
@@ -172,7 +172,7 @@ func escapeJSON(w io.Writer, text []byte) error {
 	out := bufio.NewWriter(w)
 	for len(text) > 0 {
 		r, size := utf8.DecodeRune(text)
-		if r < 0x7f || !hidden(r) {
+		if r < 0x7f || !invisible(r) {
 			out.Write(text[:size])
 		} else {
 			for _, unit := range utf16.Encode([]rune{r}) {

@@ -25,10 +25,6 @@ func shortLived() {
 	debug.SetMemoryLimit(walMemory)
 }
 
-// listMemory is where the commands that read an archive's documents begin to collect garbage at once, in bytes. A document
-// of the largest size makes several times of it while it is read.
-const listMemory = 160 << 20
-
 func (a *app) walPush() *cobra.Command {
 	var target string
 	cmd := &cobra.Command{

@@ -32,7 +32,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
-// ErrTooLarge is returned by [Repo.GetPlain] for a document above its limit.
+// ErrTooLarge is returned by [Repo.ReadPlain] for a document above its limit.
 var ErrTooLarge = errors.New("object is too large")
 
 // RetryPolicy bounds how often an object is written again from its beginning after the storage failed. Zero values
@@ -175,56 +175,57 @@ func writeBytes(b []byte) func(io.Writer) error {
 	}
 }
 
-// ReadPlain gives a document that is too large to be held in memory to read. When the storage fails in the middle, read
-// is called again, as the retry policy says, and must start from the beginning. An error of read's own is returned as it is.
-func (r *Repo) ReadPlain(ctx context.Context, name string, read func(io.Reader) error) error {
+// ReadPlain gives read a document of at most limit bytes; the error for a larger one is [ErrTooLarge]. When the storage
+// fails in the middle read is called again, as the retry policy says: it must start from the beginning each time. An error of
+// read's own is returned at once and as it is.
+func (r *Repo) ReadPlain(ctx context.Context, name string, limit int64, read func(io.Reader) error) error {
 	return r.Again(ctx, name, func() (bool, error) {
 		body, err := r.store.Get(ctx, name)
 		if err != nil {
 			return false, err // opening is repeated by the store, see storage.WithRetry
 		}
-		watched := &watchedReader{r: body}
-		err = read(watched)
-		if cerr := body.Close(); err == nil {
-			err = cerr
+		in := &plainReader{r: body, left: limit}
+		err = read(in)
+		cerr := body.Close()
+		switch {
+		case errors.Is(in.err, ErrTooLarge):
+			return false, fmt.Errorf("cannot read %q from %s: %w: it has more than %d bytes", name, r.store, ErrTooLarge, limit)
+		case in.err != nil:
+			return true, fmt.Errorf("cannot read %q from %s: %w", name, r.store, in.err)
+		case err == nil && cerr != nil:
+			return true, fmt.Errorf("cannot read %q from %s: %w", name, r.store, cerr)
 		}
-		return watched.failed, err
+		return false, err
 	})
 }
 
-// watchedReader notes whether reading failed other than by the end.
-type watchedReader struct {
-	r      io.Reader
-	failed bool
+// plainReader reads a document up to its limit and remembers its own failures, which are not those of what reads it.
+type plainReader struct {
+	r    io.Reader
+	left int64
+	err  error
 }
 
-func (w *watchedReader) Read(p []byte) (int, error) {
-	n, err := w.r.Read(p)
-	if err != nil && err != io.EOF {
-		w.failed = true
+func (p *plainReader) Read(b []byte) (int, error) {
+	if p.err != nil {
+		return 0, p.err
+	}
+	n, err := p.r.Read(b[:min(int64(len(b)), p.left+1)])
+	if p.left -= int64(n); p.left < 0 {
+		p.err = ErrTooLarge
+		return 0, p.err
+	}
+	if err != io.EOF {
+		p.err = err
 	}
 	return n, err
 }
 
-// GetPlain reads a document of at most limit bytes; the error for a larger one is [ErrTooLarge]. When the storage
-// fails in the middle it is read again, as the retry policy says.
+// GetPlain is ReadPlain for a document that is to be held in memory.
 func (r *Repo) GetPlain(ctx context.Context, name string, limit int64) (b []byte, err error) {
-	err = r.Again(ctx, name, func() (bool, error) {
-		body, err := r.store.Get(ctx, name)
-		if err != nil {
-			return false, err // opening is repeated by the store, see storage.WithRetry
-		}
-		b, err = io.ReadAll(io.LimitReader(body, limit+1))
-		if cerr := body.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return true, fmt.Errorf("cannot read %q from %s: %w", name, r.store, err)
-		}
-		if int64(len(b)) > limit {
-			return false, fmt.Errorf("cannot read %q from %s: %w: it has more than %d bytes", name, r.store, ErrTooLarge, limit)
-		}
-		return false, nil
+	err = r.ReadPlain(ctx, name, limit, func(body io.Reader) error {
+		b, err = io.ReadAll(body)
+		return err
 	})
 	if err != nil {
 		return nil, err

@@ -637,7 +637,7 @@ func TestADocumentIsReadAgainWhenTheStorageFailsInTheMiddle(t *testing.T) {
 		r := New(storagetest.NewFault(inner, c.rule), mustCodec(t, "lz4"), crypt.None{}, quick())
 		var got []byte
 		calls := 0
-		err := r.ReadPlain(t.Context(), "d.json", func(in io.Reader) (err error) {
+		err := r.ReadPlain(t.Context(), "d.json", 1<<20, func(in io.Reader) (err error) {
 			calls++
 			if got, err = io.ReadAll(in); err != nil {
 				return err

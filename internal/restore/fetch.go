@@ -78,7 +78,7 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 		return Report{}, err
 	}
 	d.Log.Info("restore begins", "action", "backup-fetch", "backup", b.Name, "state", "begin", "dir", t.dir,
-		"parts", len(listing.Parts), "files", len(listing.Files), "size", listing.DataSize, "tablespaces", len(t.spaces), "started", b.When())
+		"parts", len(listing.Parts), "files", listing.Files.Len(), "size", listing.DataSize, "tablespaces", len(t.spaces), "started", b.When())
 
 	sink, err := t.open(ctx, d, b, o)
 	if err != nil {

@@ -223,8 +223,8 @@ func TestTheLimitOfABackupFollowsItsDocuments(t *testing.T) {
 		l    catalog.Listing
 		want int64
 	}{
-		"a manifest":              {catalog.Listing{Hashed: true, DataSize: 1 << 60, Files: map[string]catalog.File{"a": {Size: 5}, "b": {Size: 7}}}, 24 + spareDecoded + 2*entries},
-		"sizes that overflow":     {catalog.Listing{Hashed: true, Files: map[string]catalog.File{"a": {Size: math.MaxInt64}, "b": {Size: math.MaxInt64}}}, math.MaxInt64},
+		"a manifest":              {catalog.Listing{Hashed: true, DataSize: 1 << 60, Files: sized(t, 5, 7)}, 24 + spareDecoded + 2*entries},
+		"sizes that overflow":     {catalog.Listing{Hashed: true, Files: sized(t, math.MaxInt64, math.MaxInt64)}, math.MaxInt64},
 		"a recorded sum":          {catalog.Listing{DataSize: 100, Parts: []catalog.Part{{Size: 1 << 40}}}, 200 + spareDecoded + entries},
 		"a huge recorded sum":     {catalog.Listing{DataSize: math.MaxInt64}, math.MaxInt64},
 		"nothing recorded":        {catalog.Listing{Parts: []catalog.Part{{Size: 10}, {Size: 20}}}, 60*bestRatio + spareDecoded + 2*entries},
@@ -236,15 +236,24 @@ func TestTheLimitOfABackupFollowsItsDocuments(t *testing.T) {
 	}
 }
 
+// sized is a list of files of these sizes.
+func sized(t *testing.T, sizes ...int64) *catalog.Files {
+	t.Helper()
+	l := &catalog.Files{}
+	for i, n := range sizes {
+		if _, err := l.Add(catalog.File{Name: strconv.Itoa(i), Size: n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l
+}
+
 // The room that is needed is known, however large the sizes are.
 func TestSizesThatOverflowNeedMoreRoomThanThereIs(t *testing.T) {
 	t.Parallel()
 	target := &target{dir: t.TempDir()}
 	for _, sizes := range [][]int64{{math.MaxInt64}, {math.MaxInt64, math.MaxInt64}, {math.MaxInt64 - 4096, 1 << 62, 1 << 62}} {
-		l := catalog.Listing{Hashed: true, Files: map[string]catalog.File{}}
-		for i, n := range sizes {
-			l.Files[strconv.Itoa(i)] = catalog.File{Size: n}
-		}
+		l := catalog.Listing{Hashed: true, Files: sized(t, sizes...)}
 		if err := target.checkSpace(l); err == nil || !strings.Contains(err.Error(), "MiB free") {
 			t.Errorf("%v: %v", sizes, err)
 		}

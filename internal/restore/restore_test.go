@@ -241,7 +241,9 @@ func own(t testing.TB, listed func(entry) bool, parts ...[]entry) storage.Store 
 			default:
 				f.Hash = xxh3.Hash128([]byte(e.body)).Bytes()
 			}
-			contents.Files = append(contents.Files, f)
+			if _, err := contents.Files.Add(f); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	if contents.Control, err = d.PutControl(t.Context(), write(tarOf(t, file("global/pg_control", string(control(cluster)))))); err != nil {
@@ -867,8 +869,8 @@ func FuzzUnpack(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u := &unpacker{catalog: c, log: slog.New(slog.DiscardHandler), backup: b, sink: recorder{t}, seen: map[string]reading{}, limit: spareDecoded}
-		_ = u.readPart(t.Context(), catalog.Part{Name: "part_001.tar"}, reading{}, false) // most bytes are no tar
+		u := newUnpacker(c, slog.New(slog.DiscardHandler), b, catalog.Listing{}, recorder{t})
+		_ = u.readPart(t.Context(), catalog.Part{Name: "part_001.tar"}, readingOf(0, 1), false) // most bytes are no tar
 	})
 }
 

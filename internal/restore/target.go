@@ -301,14 +301,14 @@ func (t *target) checkSpace(l catalog.Listing) error {
 		if len(devices) > 1 {
 			return nil
 		}
-		base.bytes, base.files = l.DataSize, int64(len(l.Files))
+		base.bytes, base.files = l.DataSize, int64(l.Files.Len())
 	}
-	for name, f := range l.Files {
+	for _, f := range l.Files.All() {
 		if !l.Hashed {
 			break
 		}
 		n := base
-		if el := strings.SplitN(name, "/", 3); len(el) == 3 && bySpace[el[0]+"/"+el[1]] != nil {
+		if el := strings.SplitN(f.Name, "/", 3); len(el) == 3 && bySpace[el[0]+"/"+el[1]] != nil {
 			n = bySpace[el[0]+"/"+el[1]]
 		}
 		n.files++

@@ -74,19 +74,26 @@ type unpacker struct {
 	ignored fewLines     // entries that are not restored
 
 	mu        sync.Mutex
-	seen      map[string]reading
+	files     *catalog.Files // what the documents name, then what else was met
+	named     int            // how many of them the documents name
+	seen      []reading      // by position in files
 	utilities Utilities
 }
 
-// reading is the attempt at a part in which a name was met.
-type reading struct{ part, attempt int32 }
+// reading is the attempt at a part in which a name was met: part * (partAttempts + 1) + attempt, which counts from 1. There is one
+// for each file. The zero value stands for never.
+type reading int32
+
+func (r reading) part() int32 { return int32(r) / (partAttempts + 1) }
+
+// readingOf is the attempt at a part: the part from 0, the attempt from 1.
+func readingOf(part, attempt int32) reading { return reading(part*(partAttempts+1) + attempt) }
 
 // Unpack reads every part of a full backup once and gives its entries to the sink: those that the backup's documents name,
 // or all where they name none. It proves on the way what can be proven: the hash of every part and of every file where
 // they are recorded, that no name appears twice, and that nothing is missing.
 func Unpack(ctx context.Context, c *catalog.Catalog, log *slog.Logger, b catalog.Backup, l catalog.Listing, workers int, sink Sink) (Utilities, error) {
-	u := &unpacker{catalog: c, log: log, backup: b, listing: l, sink: sink, seen: make(map[string]reading, len(l.Files)),
-		hashers: sync.Pool{New: func() any { return new(xxh3.Hasher128) }}, limit: decodedLimit(l)}
+	u := newUnpacker(c, log, b, l, sink)
 	if err := u.readAll(ctx, l.Parts, 0, false, workers); err != nil {
 		return Utilities{}, err
 	}
@@ -112,7 +119,7 @@ func decodedLimit(l catalog.Listing) int64 {
 	size := l.DataSize
 	if l.Hashed { // only these are written, whatever the sum that is recorded
 		size = 0
-		for _, f := range l.Files {
+		for _, f := range l.Files.All() {
 			size = sum(size, f.Size)
 		}
 	}
@@ -122,7 +129,7 @@ func decodedLimit(l catalog.Listing) int64 {
 			size = sum(size, sum(0, p.Size)*bestRatio)
 		}
 	}
-	return sum(sum(size, size), spareDecoded+int64(len(l.Files)+len(l.Parts))*perEntry)
+	return sum(sum(size, size), spareDecoded+int64(l.Files.Len()+len(l.Parts))*perEntry)
 }
 
 // sum adds sizes that come from an archive; math.MaxInt64 stands for all that is more.
@@ -149,6 +156,16 @@ func (m *metered) Read(b []byte) (int, error) {
 	return n, err
 }
 
+func newUnpacker(c *catalog.Catalog, log *slog.Logger, b catalog.Backup, l catalog.Listing, sink Sink) *unpacker {
+	u := &unpacker{catalog: c, log: log, backup: b, listing: l, sink: sink, files: l.Files, named: l.Files.Len(),
+		hashers: sync.Pool{New: func() any { return new(xxh3.Hasher128) }}, limit: decodedLimit(l)}
+	if u.files == nil {
+		u.files = &catalog.Files{}
+	}
+	u.seen = make([]reading, u.named)
+	return u
+}
+
 func (u *unpacker) readAll(ctx context.Context, parts []catalog.Part, offset int, special bool, workers int) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, workers))
@@ -167,7 +184,7 @@ func (u *unpacker) readAll(ctx context.Context, parts []catalog.Part, offset int
 // readRepeatedly reads a part, again if the storage failed in a way that may pass.
 func (u *unpacker) readRepeatedly(ctx context.Context, p catalog.Part, number int32, special bool) error {
 	for attempt := int32(1); ; attempt++ {
-		err := u.readPart(ctx, p, reading{number, attempt}, special)
+		err := u.readPart(ctx, p, readingOf(number, attempt), special)
 		if err == nil {
 			return nil
 		}
@@ -271,7 +288,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 		return &SinkError{fmt.Errorf("%w: %q is stored as a sparse file, as no writer of backups does", errContent, name)}
 	}
 	if u.listing.Hashed && h.Typeflag != tar.TypeReg { // the manifest names directories and links, too
-		if _, named := u.listing.Files[name]; !named {
+		if _, named := u.find(name); !named {
 			u.ignore("an entry that the manifest does not name is ignored", name)
 			return nil
 		}
@@ -281,12 +298,14 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 		if err := u.sink.Dir(name, h); err != nil {
 			return &SinkError{err}
 		}
-		u.meet(name, at)
-		return nil
+		_, err := u.meet(name, at)
+		return err
 	case tar.TypeReg:
 		return u.file(name, h, content, at)
 	case tar.TypeSymlink:
-		if u.meet(name, at) {
+		if before, err := u.meet(name, at); err != nil {
+			return err
+		} else if before {
 			return fmt.Errorf("%w: %q appears twice", errContent, name)
 		}
 		if err := u.sink.Link(name, h.Linkname, h); err != nil {
@@ -332,23 +351,39 @@ func sparse(h *tar.Header) bool {
 }
 
 // meet notes that an entry was met and tells whether that happened before, other than in an earlier attempt at the part.
-func (u *unpacker) meet(name string, at reading) (before bool) {
+func (u *unpacker) meet(name string, at reading) (before bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	old, ok := u.seen[name]
-	if ok && (old.part != at.part || old.attempt == at.attempt) {
-		return true // the first one keeps the name, so that a second attempt at this part meets it again
+	i, _, ok := u.files.Find(name)
+	if !ok {
+		if i, err = u.files.Add(catalog.File{Name: name}); err != nil {
+			return false, &SinkError{err}
+		}
+		u.seen = append(u.seen, 0)
 	}
-	u.seen[name] = at
-	return false
+	if old := u.seen[i]; old != 0 && (old.part() != at.part() || old == at) {
+		return true, nil // the first one keeps the name, so that a second attempt at this part meets it again
+	}
+	u.seen[i] = at
+	return false, nil
+}
+
+// find returns what the backup's documents say of an entry, and whether it is to be restored.
+func (u *unpacker) find(name string) (want catalog.File, wanted bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	i, want, ok := u.files.Find(name)
+	return want, u.listing.Files == nil || ok && i < u.named
 }
 
 func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at reading) error {
-	want, named := u.listing.Files[name]
-	if u.listing.Files != nil && !named {
+	want, wanted := u.find(name)
+	if !wanted {
 		return nil // a file that vanished while it was copied, or that the backup's writer did not mean to restore
 	}
-	if u.meet(name, at) {
+	if before, err := u.meet(name, at); err != nil {
+		return err
+	} else if before {
 		return fmt.Errorf("%w: %q appears twice", errContent, name)
 	}
 	if !u.listing.Hashed {
@@ -399,7 +434,7 @@ func (u *unpacker) keep(slot **Utility, h *tar.Header, content io.Reader, at rea
 	defer u.mu.Unlock()
 	before := *slot
 	switch {
-	case before == nil, special && !before.special, before.from.part == at.part && before.from.attempt != at.attempt:
+	case before == nil, special && !before.special, before.from.part() == at.part() && before.from != at:
 		*slot = &Utility{Header: ownerAndMode(h), Content: b, special: special, from: at}
 	case before.special == special && !bytes.Equal(before.Content, b):
 		return fmt.Errorf("%w: %q appears twice, with different contents", errContent, h.Name)
@@ -410,15 +445,12 @@ func (u *unpacker) keep(slot **Utility, h *tar.Header, content io.Reader, at rea
 // checkComplete proves that every entry that the backup's documents name was met.
 func (u *unpacker) checkComplete() error {
 	missing, example := 0, ""
-	for name, f := range u.listing.Files {
-		if _, ok := u.seen[name]; ok || u.utility(name) != nil {
+	for i, f := range u.listing.Files.All() {
+		if u.seen[i] != 0 || f.Type == catalog.Directory || u.utility(f.Name) != nil {
 			continue
 		}
-		if f.Type == catalog.Directory {
-			continue
-		}
-		if missing++; example == "" || name < example {
-			example = name
+		if missing++; example == "" || f.Name < example {
+			example = f.Name
 		}
 	}
 	if missing > 0 {
