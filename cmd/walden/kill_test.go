@@ -100,7 +100,7 @@ func (k *killing) moments(t *testing.T, usual []time.Duration, command func(t *t
 ) {
 	t.Helper()
 	name := filepath.Base(t.Name())
-	hits, missed, wanted := 0, 0, testenv.Pick(3, 100)
+	hits, missed, wanted := 0, 0, testenv.Pick(2, 100)
 	for hits < wanted && missed < 3*wanted && !t.Failed() {
 		t.Run("moment", func(t *testing.T) {
 			dir, args := command(t)

@@ -21,7 +21,7 @@ func losses(t *testing.T) []testenv.Loss {
 	t.Helper()
 	rnd := testenv.Rand(t)
 	all := []testenv.Loss{testenv.LoseAll(), testenv.LoseData(), testenv.ZeroData()}
-	for range testenv.Pick(2, 8) {
+	for range testenv.Pick(1, 8) {
 		all = append(all, testenv.LoseSome(rnd.Uint64()))
 	}
 	return all
