@@ -9,7 +9,7 @@ SHELL       := /bin/bash
 GO           ?= go
 GO_MINIMUM   := $(shell sed -n 's/^go \([0-9]*\.[0-9]*\).*/\1/p' go.mod)
 WALDEN_TOOLS ?= /var/tmp/walden-tools
-TEST_TIMEOUT ?= 20m
+TEST_TIMEOUT ?= 30m
 PACKAGES     ?= ./...
 # Of a checkout: the tag, else the commit. A release tarball holds no .git and brings VERSION=… on the command line.
 VERSION      ?= $(or $(shell [ -e .git ] && git describe --tags --always --dirty 2>/dev/null),unknown)
@@ -44,13 +44,16 @@ test: go-version check ## every test, with the race detector and real servers; f
 # What speaks to a PostgreSQL server; the rest does not change with its version, and neither do data races.
 MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal
 
+# What breaks storages, disks and processes, or reads archives of one version that WAL-G wrote: the server's version changes nothing.
+MATRIX_SKIP := Kill|Secrets|Memory|PowerLoss|Hostile|BadDisk|OfTheStorage|OfWALG|OneSegmentOneWins|RacesWith|ADamagedPart|ADeltaBackup|ReadOnlyAnd|Strange
+
 .PHONY: test-matrix
 test-matrix: go-version ## the tests with a PostgreSQL server on each of its versions; MAJORS="13 18" for some
 	scripts/install-test-tools --all-majors
 	@majors="$${MAJORS:-$$(scripts/install-test-tools --list-majors)}"; status=0; \
 	for major in $$majors; do \
 		echo "== PostgreSQL $$major"; \
-		WALDEN_TEST_PG=$$major $(GO) test -timeout $(TEST_TIMEOUT) -json $(MATRIX_PACKAGES) \
+		WALDEN_TEST_PG=$$major $(GO) test -timeout $(TEST_TIMEOUT) -skip '$(MATRIX_SKIP)' -json $(MATRIX_PACKAGES) \
 			| $(GO) run ./scripts/testreport -no-skips || status=1; \
 	done; exit $$status
 

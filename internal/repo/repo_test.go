@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -404,6 +405,10 @@ func TestAReaderThatOutlivesPutGetsNothingMore(t *testing.T) {
 	}
 }
 
+type writerFunc func(b []byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
 func TestCancellingReturnsItsCause(t *testing.T) {
 	noLeaks(t)
 	errStop := errors.New("another part failed first")
@@ -434,10 +439,11 @@ func TestCancellingReturnsItsCause(t *testing.T) {
 	s := storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Err: storagetest.ErrInjected})
 	o := quick()
 	o.Retry.MinDelay, o.Retry.MaxDelay = time.Hour, time.Hour
-	_, err := New(s, mustCodec(t, "none"), crypt.None{}, o).Put(ctx, "x", func(io.Writer) error {
-		time.AfterFunc(time.Millisecond, func() { cancel(errStop) })
-		return nil
-	})
+	o.Log = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) { // it is told before the wait begins
+		cancel(errStop)
+		return len(b), nil
+	}), nil))
+	_, err := New(s, mustCodec(t, "none"), crypt.None{}, o).Put(ctx, "x", func(io.Writer) error { return nil })
 	if !errors.Is(err, errStop) {
 		t.Errorf("while waiting to try again: %v", err)
 	}
