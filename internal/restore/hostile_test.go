@@ -187,22 +187,18 @@ func TestHostilePartsAreRefusedOrHarmless(t *testing.T) {
 // A backup decodes to about as much as its documents say; for one that says nothing the codec bounds it.
 func TestABombIsGivenUpBeforeTheDiskIsFull(t *testing.T) {
 	t.Parallel()
-	bomb := append(gz(t, tarOf(t, base()...)), append(gz(t, append(pax("size="+strconv.Itoa(1<<40)), header("bomb", '0', 0)...)), zeros(t, 40)...)...)
+	bomb := append(gz(t, tarOf(t, base()...)), append(gz(t, append(pax("size="+strconv.Itoa(1<<40)), header("bomb", '0', 0)...)), zeros(t, testenv.Pick(6, 40))...)...)
 	for what, s := range map[string]storage.Store{
 		"a file that is written":       foreign(t, fmt.Sprintf(`{"LSN":33554472,"UncompressedSize":%d}`, 1<<20), nil),
 		"a file that is not named":     foreign(t, fmt.Sprintf(`{"LSN":33554472,"UncompressedSize":%d}`, 1<<20), []string{"/PG_VERSION", "/base/1/1259"}),
 		"a backup of a negative size":  foreign(t, `{"LSN":33554472,"UncompressedSize":-1}`, []string{"/PG_VERSION"}),
 		"a backup of no size recorded": foreign(t, ``, []string{"/PG_VERSION"}),
 	} {
-		part := bomb
-		if strings.Contains(what, "size") {
-			part = bomb[:len(bomb):len(bomb)]
-		}
-		put(t, s, partsDir+"part_001.tar.gz", part)
+		put(t, s, partsDir+"part_001.tar.gz", bomb)
 		target := filepath.Join(t.TempDir(), "data")
 		_, err := restoreTo(t, s, Options{Dir: target})
 		said := "far more than it is said to have"
-		if strings.Contains(what, "size") { // 2.5 GiB of 2.5 MiB, which a codec can do: the tar is cut
+		if strings.Contains(what, "size") { // a thousand times what is stored, which a codec can do: the tar is cut
 			said = "EOF"
 		}
 		if err == nil || !strings.Contains(err.Error(), said) {
