@@ -13,7 +13,8 @@ import (
 // looking it up by name, which only a restore does. All of that is in blocks without pointers that do not move when the list
 // grows. The directory is kept once for all that lies in it, and what few files have (the target of a link, corrupt blocks) aside.
 //
-// The zero value is an empty list. Different entries may be changed by different goroutines at once, everything else not.
+// The zero value is an empty list. Place, Wrote and Drop may be called for different entries by different goroutines at once,
+// everything else by one alone.
 type Files struct {
 	blocks []*[blockFiles]fileRecord
 	mtimes []*[blockFiles]int64 // nil for a block whose entries have none
