@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 const block = 4 * mib // of lz4
@@ -460,47 +461,58 @@ func TestMemoryOfReadersIsBounded(t *testing.T) {
 // Streams with large windows are read one after the other, with one decoder; others are not held up by them.
 func TestLargeWindowsAreReadOneAtATime(t *testing.T) {
 	t.Parallel()
-	plain := bytes.Repeat([]byte("window"), 8<<20)
-	var stream bytes.Buffer
-	w, err := zstd.NewWriter(&stream, zstd.WithWindowSize(128<<20), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(plain); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	c := open(t, "zstd")
-	held, err := c.NewReader(bytes.NewReader(stream.Bytes()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(held, make([]byte, 10)); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := decompress(c, bytes.NewReader(compress(t, c, plain[:100]))); err != nil || len(got) != 100 {
-		t.Errorf("a small one meanwhile: %d bytes, %v", len(got), err)
-	}
-	var wg sync.WaitGroup
-	var ended atomic.Int32
-	for range 4 {
-		wg.Go(func() {
-			got, err := decompress(c, bytes.NewReader(stream.Bytes()))
-			if err != nil || !bytes.Equal(got, plain) {
-				t.Errorf("%d bytes, %v", len(got), err)
+	for name, newWriter := range map[string]func(w io.Writer) (io.WriteCloser, error){
+		"zstd": func(w io.Writer) (io.WriteCloser, error) {
+			return zstd.NewWriter(w, zstd.WithWindowSize(128<<20), zstd.WithEncoderConcurrency(1))
+		},
+		"lzma": func(w io.Writer) (io.WriteCloser, error) {
+			return lzma.WriterConfig{DictCap: lzmaMaxDictionary, EOSMarker: true}.NewWriter(w)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plain := bytes.Repeat([]byte("window"), map[string]int{"zstd": 8 << 20, "lzma": 100 << 10}[name])
+			var stream bytes.Buffer
+			w, err := newWriter(&stream)
+			if err != nil {
+				t.Fatal(err)
 			}
-			ended.Add(1)
+			if _, err := w.Write(plain); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			c := open(t, name)
+			held, err := c.NewReader(bytes.NewReader(stream.Bytes()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(held, make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := decompress(c, bytes.NewReader(compress(t, c, plain[:100]))); err != nil || len(got) != 100 {
+				t.Errorf("a small one meanwhile: %d bytes, %v", len(got), err)
+			}
+			var wg sync.WaitGroup
+			var ended atomic.Int32
+			for range 4 {
+				wg.Go(func() {
+					got, err := decompress(c, bytes.NewReader(stream.Bytes()))
+					if err != nil || !bytes.Equal(got, plain) {
+						t.Errorf("%d bytes, %v", len(got), err)
+					}
+					ended.Add(1)
+				})
+			}
+			if n := ended.Load(); n != 0 {
+				t.Errorf("%d were read beside another", n)
+			}
+			if err := held.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wg.Wait()
 		})
 	}
-	if n := ended.Load(); n != 0 {
-		t.Errorf("%d were read beside another", n)
-	}
-	if err := held.Close(); err != nil {
-		t.Fatal(err)
-	}
-	wg.Wait()
 }
 
 func TestClosedStreamsRefuseWork(t *testing.T) {

@@ -3,6 +3,7 @@ package codec
 import (
 	"bufio"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"io"
 
@@ -145,15 +146,18 @@ func (d *zstdDecoder) release() {
 const (
 	lzmaDictionary    = 8 * mib  // what WAL-G writes
 	lzmaMaxDictionary = 64 * mib // what a reader accepts: the largest of xz's presets
+	// lzmaUsualDictionary is twice what is written. Readers of streams with a larger one read one at a time, see zstdUsualWindow.
+	lzmaUsualDictionary = 16 * mib
 )
 
 // newLZMA writes the LZMA-alone container: header of 13 bytes with unknown size, end marker, no checksum.
 func newLZMA() *method {
+	large := make(chan struct{}, 1)
 	return &method{
 		name: "lzma", extension: ".lzma",
 		writerMemory: 50 * mib,
 		newEncoder:   func() (encoder, error) { return &lzmaEncoder{out: bufio.NewWriterSize(nil, 64<<10)}, nil },
-		newDecoder:   func() (decoder, error) { return &lzmaDecoder{}, nil },
+		newDecoder:   func() (decoder, error) { return &lzmaDecoder{large: large}, nil },
 	}
 }
 
@@ -194,11 +198,31 @@ func (e *lzmaEncoder) Close() error {
 }
 
 // lzmaDecoder makes the library's reader, which cannot be used twice, anew for each stream.
-type lzmaDecoder struct{ dec *lzma.Reader }
+type lzmaDecoder struct {
+	dec   *lzma.Reader
+	large chan struct{} // holds a value while somebody reads with a large dictionary
+	holds bool
+}
 
 func (d *lzmaDecoder) Reset(r io.Reader) (err error) {
+	if b, ok := r.(*bufio.Reader); ok {
+		const properties, size = 1, 4 // of the header, which begins with them
+		start, _ := b.Peek(properties + size)
+		if len(start) == properties+size && binary.LittleEndian.Uint32(start[properties:]) > lzmaUsualDictionary {
+			d.large <- struct{}{}
+			d.holds = true
+		}
+	}
 	d.dec, err = lzma.ReaderConfig{DictCap: lzmaMaxDictionary}.NewReader(r)
 	return err
+}
+
+// release lets the next stream with a large dictionary be read, once this one's is garbage.
+func (d *lzmaDecoder) release() {
+	if d.holds {
+		d.dec, d.holds = nil, false
+		<-d.large
+	}
 }
 
 func (d *lzmaDecoder) Read(p []byte) (int, error) { return d.dec.Read(p) }
