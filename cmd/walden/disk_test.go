@@ -65,7 +65,7 @@ func (s *site) complete() []string {
 func TestABackupPushOnABadDiskListsNothing(t *testing.T) {
 	t.Parallel()
 	d := testenv.MountFaultDisk(t, false)
-	good := newSite(t)
+	good := newSite(t).quick()
 	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: good.archiving("autovacuum=off")})
 	space := filepath.Join(d.Dir, "space")
 	makeDir(t, space)
@@ -139,7 +139,7 @@ func (s *site) nameOf(n int) string {
 
 func TestWALCommandsOnABadDiskNeverReportSuccess(t *testing.T) {
 	t.Parallel()
-	good := newSite(t)
+	good := newSite(t).quick()
 	p := good.smallSegments()
 	p.Exec(t, "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g")
 	good.archived(p)
@@ -266,7 +266,7 @@ func appendSetting(t *testing.T, s *site, setting string) string {
 
 func TestABackupFetchOntoABadDiskIsUnusableAndCanBeRepeated(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
 	s.must(p, "backup-push", p.DataDir)
 	p.Stop("fast")
@@ -313,7 +313,7 @@ func TestReadOnlyAndExhaustedFileSystemsAreNamed(t *testing.T) {
 	if !ok {
 		return
 	}
-	s := bareSite(t)
+	s := bareSite(t).quick()
 	s.archive = filepath.Join(small, "archive")
 	makeDir(t, s.archive)
 	s.configure("WALG_FILE_PREFIX=" + s.archive)
@@ -352,7 +352,7 @@ func TestReadOnlyAndExhaustedFileSystemsAreNamed(t *testing.T) {
 	own(t, few)
 	s.fails(nil, 1, []string{"has room for", "more files, the backup has", "hint:"}, "backup-fetch", filepath.Join(few, "data"), "LATEST")
 	absentFile(t, filepath.Join(few, "data"))
-	v := bareSite(t)
+	v := bareSite(t).quick()
 	v.archive = filepath.Join(few, "archive")
 	makeDir(t, v.archive)
 	v.configure("WALG_FILE_PREFIX=" + v.archive)
@@ -383,7 +383,7 @@ func TestReadOnlyAndExhaustedFileSystemsAreNamed(t *testing.T) {
 
 func TestStrangeThingsInADataDirectory(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
 	at := func(name string) string { return filepath.Join(p.DataDir, name) }
 	for _, name := range []string{"base/1/pipe", "global/pipe"} {

@@ -131,6 +131,15 @@ func bareSite(t *testing.T) *site {
 	return &site{t: t, dir: dir, binaries: b, config: filepath.Join(dir, "walden.yaml")}
 }
 
+// quick makes walden run without the race detector where only a sample is tried: for tests of very many commands, as its
+// start takes a second with it. The same code runs under it in other tests, and all of them do in the whole run.
+func (s *site) quick() *site {
+	if !testenv.Full() {
+		s.raced = s.plain
+	}
+	return s
+}
+
 // configure writes the configuration file; each setting is NAME=value.
 func (s *site) configure(settings ...string) {
 	s.t.Helper()

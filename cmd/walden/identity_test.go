@@ -36,7 +36,7 @@ func pgWAL(t *testing.T, p *testenv.Postgres, names *regexp.Regexp) []string {
 // what pg_upgrade --clone and pg_resetwal --wal-segsize leave.
 func TestASegmentOfAnotherVersionOrSizeIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := s.smallSegments()
 	p.Exec(t, "CREATE TABLE t AS SELECT 1 AS a")
 	genuine, err := os.ReadFile(filepath.Join(p.DataDir, "pg_wal", p.SwitchWAL(t)))
@@ -77,7 +77,7 @@ var segments = regexp.MustCompile(`^[0-9A-F]{24}$`)
 // segments of the same names with other contents. What was archived first stays.
 func TestACopyThatDivergedOnTheSameTimelineIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := s.smallSegments()
 	p.Exec(t, "CREATE TABLE journal(id int, note text)")
 	s.archived(p)
@@ -122,7 +122,7 @@ func TestACopyThatDivergedOnTheSameTimelineIsRefused(t *testing.T) {
 // Two servers restored from one backup may both choose timeline 2. Whose history is archived first has it.
 func TestTwoServersThatChooseTheSameTimelineDoNotMix(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := s.smallSegments()
 	p.Exec(t, "CREATE TABLE journal(id int, note text)")
 	s.must(p, "backup-push", p.DataDir)
@@ -211,7 +211,7 @@ func TestARestoreTouchesNoOtherCluster(t *testing.T) {
 // A server whose restore_command points to another cluster's archive must not come up on what it finds there, nor without it.
 func TestRecoveryDoesNotEndOnAnotherClustersArchive(t *testing.T) {
 	t.Parallel()
-	s, others := newSite(t), newSite(t)
+	s, others := newSite(t).quick(), newSite(t).quick()
 	p := s.smallSegments()
 	p.Exec(t, "CREATE TABLE journal(id int, note text)")
 	s.must(p, "backup-push", p.DataDir)
@@ -253,7 +253,7 @@ func mustRead(t *testing.T, name string) []byte {
 // The directory and the connection are both given: what is copied must be what is put into backup mode.
 func TestABackupOfAnotherServersDirectoryIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := s.smallSegments()
 	p.Exec(t, "CREATE TABLE t AS SELECT 1 AS a")
 	other := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1})

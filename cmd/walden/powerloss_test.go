@@ -90,7 +90,7 @@ func empty(t *testing.T, dir string) {
 // onDisk makes an installation whose archive is a directory of the disk.
 func onDisk(t *testing.T, d *testenv.FaultDisk, settings ...string) *site {
 	t.Helper()
-	s := bareSite(t)
+	s := bareSite(t).quick()
 	s.archive = filepath.Join(d.Dir, "archive")
 	if err := os.Mkdir(s.archive, 0o755); err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ var withoutUnnamed = testenv.DiskFault{Op: "create", Path: "[^.]*", Errno: "EOPN
 
 func TestPowerLossDuringABackupFetchLeavesAnUnusableTargetOrACompleteOne(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
 	spaces := makeTablespaces(t, p)
 	s.must(p, "backup-push", p.DataDir)
@@ -223,7 +223,7 @@ func unmarked(p *testenv.PowerCut, l testenv.Loss, dirs []string) string {
 
 func TestPowerLossDuringAWALFetchLeavesACompleteFileOrNone(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := s.smallSegments()
 	p.Exec(t, "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) AS g")
 	s.archived(p)
@@ -381,7 +381,7 @@ func powerLossOfAnArchive(t *testing.T, faults []testenv.DiskFault) {
 			cut.Next()
 		}
 		for _, loss := range all[:testenv.Pick(1, len(all))] {
-			v := newSite(t)
+			v := newSite(t).quick()
 			cut.Lay(t, loss, "archive", v.archive)
 			for _, l := range v.listings() {
 				if l.Status != "" && l.Status != "ok" {

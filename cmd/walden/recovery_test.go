@@ -441,7 +441,7 @@ type recoverable struct {
 // newRecoverable writes n segments behind a backup: all are closed early, except two of bulk that are full.
 func newRecoverable(t *testing.T, k clusterKind, n int) *recoverable {
 	t.Helper()
-	r := &recoverable{site: newSite(t), kind: k, raw: map[string][]byte{}}
+	r := &recoverable{site: newSite(t).quick(), kind: k, raw: map[string][]byte{}}
 	p := r.primary(k)
 	r.must(p, "backup-push", p.DataDir)
 	for i := range n {
@@ -651,7 +651,7 @@ func TestAStandbyThatStreamsWaitsForTheArchive(t *testing.T) {
 					mine = append(mine, f)
 				}
 			}
-			r := &recoverable{site: newSite(t, "WALDEN_WAL_TIMEOUT=10s"), kind: kind, raw: map[string][]byte{}}
+			r := &recoverable{site: newSite(t, "WALDEN_WAL_TIMEOUT=10s").quick(), kind: kind, raw: map[string][]byte{}}
 			p := r.primary(kind, "max_wal_size="+fmt.Sprint(4*kind.megabytes)+"MB", "min_wal_size="+fmt.Sprint(2*kind.megabytes)+"MB")
 			r.must(p, "backup-push", p.DataDir)
 			for i := range len(mine) + 2 {
@@ -862,7 +862,7 @@ func TestRecoveryStopsAtItsTargetAndNeverShortOfIt(t *testing.T) {
 	for _, kind := range recoveryKinds(18) {
 		t.Run(kind.String(), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t)
+			s := newSite(t).quick()
 			p := s.primary(kind)
 			s.must(p, "backup-push", p.DataDir)
 			fill(t, p, "before ")
@@ -926,7 +926,7 @@ func TestRecoveryFollowsTheTimelineThatItIsTold(t *testing.T) {
 	for i, kind := range kinds {
 		t.Run(kind.String(), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t)
+			s := newSite(t).quick()
 			p := s.primary(kind)
 			s.must(p, "backup-push", p.DataDir)
 			marks := timelineMarks(t, p, classes, kind.megabytes<<20)
@@ -1060,7 +1060,7 @@ func leftInSegment(t *testing.T, p *testenv.Postgres, size int) int {
 // pg_rewind fetches from the archive what its target has thrown away, and wal-fetch writes nothing but that.
 func TestPgRewindRestoresItsTargetsWAL(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newSite(t).quick()
 	p := s.primary(clusterKind{15, 1}, "wal_log_hints=on", "restore_command="+s.restoreSettings()["restore_command"])
 	fill(t, p, "before ")
 	standby := p.Standby(t, testenv.PostgresOptions{Settings: s.archiving(quiet...)})
