@@ -175,7 +175,8 @@ func (s *sweep) sweep(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial
 					try(n)
 				}
 			}
-			testenv.Figure(t, "faults injected", j.name+", "+kind.String(), injected)
+			testenv.Figure(t, "faults injected, by job", j.name, injected)
+			testenv.Figure(t, "faults injected, by kind", kind.String()+" "+string(at), injected)
 			if at == onceBelow {
 				testenv.Figure(t, "faults survived by retry", j.name, survived)
 			}
@@ -226,7 +227,8 @@ func (s *sweep) sample(t *testing.T, j sweepJob, newTrial func(*testing.T) *tria
 	chance.Shuffle(len(cells), func(i, k int) { cells[i], cells[k] = cells[k], cells[i] })
 	for _, c := range cells[:testenv.Pick(1, len(cells))] {
 		if fired, _ := s.cell(t, j, newTrial(t), c.kind, c.at, 1+chance.IntN(c.most)); fired {
-			testenv.Figure(t, "faults injected", j.name+" on S3, "+c.kind.String(), 1)
+			testenv.Figure(t, "faults injected, by job", j.name+" on S3", 1)
+			testenv.Figure(t, "faults injected, by kind", c.kind.String()+" "+string(c.at), 1)
 		}
 	}
 }

@@ -127,10 +127,14 @@ func TestARoleNeedsToReadTheDataDirectory(t *testing.T) {
 	s := connect(t, o)
 
 	_, err = s.EnterBackupMode(deadline(t), "denied")
-	if err == nil || !strings.Contains(hint(err), "GRANT EXECUTE ON FUNCTION pg_backup_start") {
+	grant := `GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO "back up"`
+	if p.Major < 15 {
+		grant = `GRANT EXECUTE ON FUNCTION pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean) TO "back up"`
+	}
+	if err == nil || !strings.Contains(hint(err), grant) {
 		t.Fatalf("error %v, hint %q", err, hint(err))
 	}
-	p.Exec(t, `GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO "back up"`)
+	p.Exec(t, grant)
 	m, err := connect(t, o).EnterBackupMode(deadline(t), "granted")
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +208,7 @@ func TestNoOtherServerThanTheNamedOneIsTried(t *testing.T) {
 
 func TestPasswordsAreUsedAndNeverShown(t *testing.T) {
 	t.Parallel()
-	p := testenv.StartPostgres(t, testenv.PostgresOptions{TCP: true})
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{TCP: true, Settings: map[string]string{"password_encryption": "scram-sha-256"}})
 	p.Exec(t, "CREATE ROLE keeper LOGIN SUPERUSER PASSWORD '"+secret+"'", "CREATE DATABASE other")
 	hba := "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 	if err := os.WriteFile(filepath.Join(p.DataDir, "pg_hba.conf"), []byte(hba), 0o600); err != nil {

@@ -32,7 +32,7 @@ func Rand(t testing.TB) *rand.Rand {
 }
 
 // Figure adds n to a line of the table that scripts/testreport prints when all tests have run, for example
-// Figure(t, "faults injected", "backup-push, Half", 31). Figures of equal group and name are summed up, and so is each group.
+// Figure(t, "moments killed", "backup-push", 31). Figures of equal group and name are summed up, and so is each group.
 func Figure(t testing.TB, group, name string, n int) {
 	t.Helper()
 	t.Attr("figure", strconv.Itoa(n)+" "+group+": "+name)

@@ -52,7 +52,9 @@ func (f figures) add(value string) error {
 	if !ok || err != nil || !strings.Contains(name, ": ") {
 		return fmt.Errorf("cannot read the figure %q: it is no \"NUMBER GROUP: NAME\"", value)
 	}
-	f[name] += n
+	if n != 0 {
+		f[name] += n
+	}
 	return nil
 }
 
