@@ -50,7 +50,11 @@ func TestASegmentOfAnotherVersionOrSizeIsRefused(t *testing.T) {
 	foreign := map[string][]byte{}
 	// The long header of a segment (xlog_internal.h): xlp_magic at 0, xlp_pageaddr at 8, xlp_sysid at 24, xlp_seg_size at 32.
 	name, b := segmentLike(genuine, 100, 0)
-	binary.LittleEndian.PutUint16(b, 0xD10D) // XLOG_PAGE_MAGIC of PostgreSQL 14
+	magic := uint16(0xD106) // XLOG_PAGE_MAGIC of PostgreSQL 13
+	if p.Major == 13 {
+		magic = 0xD10D // of 14
+	}
+	binary.LittleEndian.PutUint16(b, magic)
 	foreign[name] = b
 	_, b = segmentLike(genuine, 102, 0)
 	b = append(b, make([]byte, len(b))...)
