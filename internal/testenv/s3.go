@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -10,10 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -28,8 +24,6 @@ type S3Server struct {
 	SecretKey string
 }
 
-const s3StartTimeout = 20 * time.Second
-
 // StartS3 starts a server of its own, which ends with t.
 func StartS3(t testing.TB) *S3Server {
 	t.Helper()
@@ -42,56 +36,22 @@ func StartS3(t testing.TB) *S3Server {
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	s := &S3Server{Endpoint: "http://" + address, AccessKey: "testaccess", SecretKey: "testsecret123"}
-	log := new(lockedBuffer)
 	cmd := exec.Command(program, "--quiet", "--keep-alive", "--port", address,
 		"-a", s.AccessKey, "-s", s.SecretKey, "posix", filepath.Join(dir, "data"))
 	cmd.Env = []string{"HOME=" + filepath.Join(dir, "home")}
 	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("cannot start %s: %v", program, err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // killed in the end, which is always an error
-		close(ended)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-		if t.Failed() {
-			t.Logf("log of %s:\n%s", program, log)
-		}
-	})
-	s.await(t, ended)
-	return s
-}
-
-// await returns as soon as the server answers anything.
-func (s *S3Server) await(t testing.TB, ended <-chan struct{}) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), s3StartTimeout)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	serve(t, cmd, func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint, nil)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-		if resp, err := http.DefaultClient.Do(req); err == nil {
-			_ = resp.Body.Close()
-			return
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			_ = resp.Body.Close() // any answer will do
 		}
-		select {
-		case <-ended:
-			t.Fatal("the S3 server ended before it answered")
-		case <-ctx.Done():
-			t.Fatalf("the S3 server did not answer within %s", s3StartTimeout)
-		case <-tick.C:
-		}
-	}
+		return err
+	})
+	return s
 }
 
 // Client returns an SDK client of the server, for what tests look at behind walden's back.
@@ -110,24 +70,4 @@ func (s *S3Server) NewBucket(t testing.TB) string {
 		t.Fatalf("cannot create bucket %s: %v", name, err)
 	}
 	return name
-}
-
-// lockedBuffer collects what a program says while the test reads it.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// String returns what was written so far.
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -6,9 +6,15 @@
 package testenv
 
 import (
+	"bytes"
+	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // installHint is what a test says when a program it needs is missing.
@@ -31,4 +37,63 @@ func Tool(t testing.TB, name string) string {
 		t.Fatalf("test program %s is not installed: %s", path, installHint)
 	}
 	return path
+}
+
+// serveTimeout bounds the start of a server.
+const serveTimeout = 20 * time.Second
+
+// serve starts a server, which ends with t, and returns when it answers.
+func serve(t testing.TB, cmd *exec.Cmd, answers func(ctx context.Context) error) {
+	t.Helper()
+	log := new(lockedBuffer)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // also when the tests are killed
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("cannot start %s: %v", cmd.Path, err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // killed in the end, which is always an error
+		close(ended)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", cmd.Path, log)
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), serveTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for answers(ctx) != nil {
+		select {
+		case <-ended:
+			t.Fatalf("%s ended before it answered", cmd.Path)
+		case <-ctx.Done():
+			t.Fatalf("%s did not answer within %s", cmd.Path, serveTimeout)
+		case <-tick.C:
+		}
+	}
+}
+
+// lockedBuffer collects what a program says while the test reads it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// String returns what was written so far.
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

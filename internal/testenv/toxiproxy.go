@@ -2,13 +2,13 @@ package testenv
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -31,10 +31,7 @@ type Toxic struct {
 	Attributes map[string]int `json:"attributes"`
 }
 
-const (
-	toxiproxyStartTimeout = 20 * time.Second
-	toxiproxyCallTimeout  = 30 * time.Second
-)
+const toxiproxyCallTimeout = 30 * time.Second
 
 // StartToxiproxy starts a toxiproxy, which ends with t.
 func StartToxiproxy(t testing.TB) *Toxiproxy {
@@ -42,48 +39,11 @@ func StartToxiproxy(t testing.TB) *Toxiproxy {
 	program := Tool(t, "toxiproxy-v2.5.0")
 	port := freePort(t)
 	x := &Toxiproxy{api: fmt.Sprintf("http://127.0.0.1:%d", port)}
-	log := new(lockedBuffer)
-	cmd := exec.Command(program, "-host", "127.0.0.1", "-port", fmt.Sprint(port))
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("cannot start %s: %v", program, err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // killed in the end, which is always an error
-		close(ended)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-		if t.Failed() {
-			t.Logf("log of %s:\n%s", program, log)
-		}
+	serve(t, exec.Command(program, "-host", "127.0.0.1", "-port", fmt.Sprint(port)), func(context.Context) error {
+		_, err := x.try(http.MethodGet, "/version", nil)
+		return err
 	})
-	x.await(t, ended)
 	return x
-}
-
-// await returns as soon as the API answers.
-func (x *Toxiproxy) await(t testing.TB, ended <-chan struct{}) {
-	t.Helper()
-	limit := time.NewTimer(toxiproxyStartTimeout)
-	defer limit.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, err := x.try(http.MethodGet, "/version", nil); err == nil {
-			return
-		}
-		select {
-		case <-ended:
-			t.Fatal("toxiproxy ended before it answered")
-		case <-limit.C:
-			t.Fatalf("toxiproxy did not answer within %s", toxiproxyStartTimeout)
-		case <-tick.C:
-		}
-	}
 }
 
 // ToxicProxy is one proxy: it listens on Address and passes connections on.

@@ -90,6 +90,8 @@ func (f *fake) kind(r *http.Request) string {
 		return "Part"
 	case q.Has("uploadId") && r.Method == http.MethodPost:
 		return "Complete"
+	case q.Has("uploadId") && r.Method == http.MethodGet:
+		return "ListParts"
 	case q.Has("uploadId"):
 		return "Abort"
 	case bucketOnly && r.Method == http.MethodGet:
@@ -176,6 +178,12 @@ func (f *fake) serve(kind string, w http.ResponseWriter, r *http.Request) {
 		delete(f.uploads, id)
 		f.objects[key] = object
 		_, _ = fmt.Fprintf(w, "<CompleteMultipartUploadResult><ETag>%q</ETag></CompleteMultipartUploadResult>", "x")
+	case "ListParts":
+		if f.uploads[id] == nil {
+			refuse(w, 404, "NoSuchUpload")
+			return
+		}
+		_, _ = io.WriteString(w, "<ListPartsResult></ListPartsResult>")
 	case "Abort":
 		delete(f.uploads, id)
 		w.WriteHeader(204)

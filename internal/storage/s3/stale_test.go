@@ -56,7 +56,7 @@ func TestOnlyUploadsThatNobodyMovesAreAborted(t *testing.T) {
 				}
 			}
 			_, _ = io.WriteString(w, "</ListMultipartUploadsResult>")
-		case id == "finished":
+		case id == "finished" || uploads[id].aborted:
 			refuse(w, http.StatusNotFound, "NoSuchUpload")
 		case r.Method == http.MethodGet:
 			_, _ = io.WriteString(w, "<ListPartsResult><IsTruncated>false</IsTruncated>")

@@ -352,11 +352,14 @@ func (u *upload) sendParts(ctx context.Context, id *string, src *source, next *p
 		}
 	}
 	readErr := read()
-	if readErr != nil {
-		g.Go(func() error { return readErr }) // ends the parts in flight, unless one of them failed first
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
+	ended := ctx.Err() != nil // so that readErr is only a consequence
+	// Where only the source failed, the parts in flight arrive: a service may store one that is cut off after the upload was aborted.
+	sendErr := g.Wait()
+	switch {
+	case readErr != nil && (!ended || sendErr == nil):
+		return nil, readErr
+	case sendErr != nil:
+		return nil, sendErr
 	}
 	return done, nil
 }
@@ -426,17 +429,36 @@ func (u *upload) abort(ctx context.Context, id *string) *cause {
 // leftUpload is a multipart upload that could not be aborted.
 type leftUpload struct{ path, id *string }
 
+// abortUpload aborts an upload until it is gone. A part that was cut off on its way may be stored after the upload was aborted,
+// and brings it back: "it might be necessary to abort a given multipart upload multiple times" (Amazon S3 API reference,
+// AbortMultipartUpload).
 func (s *Store) abortUpload(ctx context.Context, client *s3.Client, l leftUpload) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()
-	_, err := client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
-		Bucket: &s.o.Bucket, Key: l.path, UploadId: l.id,
-	})
-	if errorCode(err) == "NoSuchUpload" {
-		return nil
+	for wait := firstAbortWait; wait <= lastAbortWait; wait *= 2 {
+		_, err := client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
+			Bucket: &s.o.Bucket, Key: l.path, UploadId: l.id,
+		})
+		if err != nil && errorCode(err) != "NoSuchUpload" {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		if _, err := s.lastPart(ctx, client, l.path, l.id); err != nil {
+			return nil // it is gone, or may not be looked for
+		}
 	}
-	return err
+	return errors.New("the service still has it, however often it is aborted")
 }
+
+// After how long an aborted upload is looked for, at first and at last.
+const (
+	firstAbortWait = 100 * time.Millisecond
+	lastAbortWait  = 16 * firstAbortWait
+)
 
 // abortLeft aborts what could not be aborted before, now that the service answers again.
 func (s *Store) abortLeft(ctx context.Context, client *s3.Client) {
