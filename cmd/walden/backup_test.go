@@ -832,3 +832,28 @@ func TestFilesThatVanishShrinkAndGrowDuringTheCopyAreRestoredByReplay(t *testing
 	}
 	checkTables(t, restored)
 }
+
+func TestABackupPushRemovesTheTemporaryFilesOfKilledWriters(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	p := s.smallSegments()
+	dir := filepath.Join(s.archive, "wal_005")
+	makeDir(t, dir)
+	plant := func(age time.Duration) string {
+		at := time.Now().Add(-age)
+		name := filepath.Join(dir, "000000010000000000000001.lz4"+at.UTC().Format(".tmp.20060102T150405Z-")+"0123456789abcdef")
+		touch(t, name)
+		if err := os.Chtimes(name, at, at); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	old, young := plant(25*time.Hour), plant(23*time.Hour)
+	s.must(p, "backup-push", p.DataDir).expect(t, 0, "removed temporary files that writers left behind", "files=1")
+	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the old one is still there: %v", err)
+	}
+	if _, err := os.Stat(young); err != nil {
+		t.Errorf("the young one, whose writer may live, is gone: %v", err)
+	}
+}

@@ -100,7 +100,6 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	if err != nil {
 		return err
 	}
-	a.tidy(ctx)
 	info := server.Info()
 	if verifyAsked && !info.DataChecksums {
 		a.log.Warn("page checksums cannot be verified: the cluster has none")
@@ -121,7 +120,7 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 
 	out, err := backup.Push(ctx, backup.Deps{Catalog: c, Server: server, Log: a.log, Progress: a.progress("backup-push")}, o)
 	if err == nil {
-		a.abortStaleUploads(ctx)
+		a.tidy(ctx)
 	}
 	switch {
 	case err != nil:

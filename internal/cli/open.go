@@ -107,33 +107,24 @@ const (
 	// staleAfter is when an upload without progress is taken for one that a killed process left behind. The stall limit and
 	// the retries end any that lives long before.
 	staleAfter = 24 * time.Hour
-	// tidyLimit bounds the search for such uploads.
+	// tidyLimit bounds the search for what killed processes have left.
 	tidyLimit = time.Minute
 )
 
-// abortStaleUploads removes the parts that killed processes have left on S3. The backup is taken by then, so that nothing
-// here is a failure: without the permissions for it a lifecycle rule does the same.
-func (a *app) abortStaleUploads(ctx context.Context) {
-	if a.abortStale == nil {
-		return
-	}
+// tidy removes what killed processes have left in the archive: temporary files, parts of uploads. The backup is taken by then, so
+// that nothing here is a failure, and a large archive holds no backup up.
+func (a *app) tidy(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
 	defer cancel()
-	aborted, err := a.abortStale(ctx, staleAfter, catalog.Folders()...)
-	if len(aborted) > 0 {
-		a.log.Warn("aborted multipart uploads that a killed process had left behind", "count", len(aborted), "keys", some(aborted))
+	if a.files != nil {
+		a.removeStaleFiles(ctx)
 	}
-	if err != nil {
-		a.log.Info("multipart uploads that killed processes may have left behind were not all found and aborted; "+
-			"a lifecycle rule for incomplete uploads does that, too", "error", err)
+	if a.abortStale != nil {
+		a.abortStaleUploads(ctx)
 	}
 }
 
-// tidy removes what writers that were killed have left in an archive of files. A failure is no reason not to take a backup.
-func (a *app) tidy(ctx context.Context) {
-	if a.files == nil {
-		return
-	}
+func (a *app) removeStaleFiles(ctx context.Context) {
 	dir := a.config.Storage.Folder
 	if dir != "" {
 		dir += "/"
@@ -144,6 +135,18 @@ func (a *app) tidy(ctx context.Context) {
 	}
 	if n > 0 {
 		a.log.Info("removed temporary files that writers left behind", "files", n, "archive", a.files)
+	}
+}
+
+// abortStaleUploads removes parts from S3. Without the permissions for it a lifecycle rule does the same.
+func (a *app) abortStaleUploads(ctx context.Context) {
+	aborted, err := a.abortStale(ctx, staleAfter, catalog.Folders()...)
+	if len(aborted) > 0 {
+		a.log.Warn("aborted multipart uploads that a killed process had left behind", "count", len(aborted), "keys", some(aborted))
+	}
+	if err != nil {
+		a.log.Info("multipart uploads that killed processes may have left behind were not all found and aborted; "+
+			"a lifecycle rule for incomplete uploads does that, too", "error", err)
 	}
 }
 
