@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -232,7 +233,7 @@ func TestAPushThatCannotSucceedIsRefusedAtOnceAndSaysWhy(t *testing.T) {
 	if err := os.WriteFile(hba, append([]byte("host all locked all scram-sha-256\n"), rules...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p.Exec(t, "SELECT pg_reload_conf()")
+	p.Reload(t)
 
 	scratch := testenv.Scratch(t)
 	place := func(name string) string { return filepath.Join(scratch, name) }
@@ -425,11 +426,10 @@ func TestAPushWhoseS3ServerGoesAwayEndsAndListsNothing(t *testing.T) {
 			"AWS_SECRET_ACCESS_KEY="+server.SecretKey, "AWS_REGION=us-east-1", "AWS_S3_FORCE_PATH_STYLE=true", "S3_MAX_RETRIES=1")
 	}
 	through("http://" + wire.address)
-	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving()})
+	// Without archiving, all that passes the wire is the backup's.
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{Settings: map[string]string{"archive_mode": "off"}})
+	wire.cutAfter(1 << 20) // of about 4 MiB
 	r := s.start(p, "backup-push", p.DataDir)
-	const some = 1 << 20 // of about 4 MiB
-	r.until(t, "it uploaded a part", func() bool { return wire.sent.Load() > some })
-	wire.cut()
 	r.wait(t).expect(t, 1, "connection refused", "cannot remove what the unfinished backup base_")
 	through(server.Endpoint)
 	s.leavesNothing(t, p, 0)
@@ -441,9 +441,10 @@ func TestAPushWhoseS3ServerGoesAwayEndsAndListsNothing(t *testing.T) {
 type wire struct {
 	address  string
 	listener net.Listener
-	sent     atomic.Int64 // bytes to the server
+	limit    atomic.Int64 // bytes to the server until it is cut
 	mu       sync.Mutex
 	open     []net.Conn
+	gone     bool
 	work     sync.WaitGroup
 }
 
@@ -454,6 +455,7 @@ func openWire(t *testing.T, to string) *wire {
 		t.Fatal(err)
 	}
 	w := &wire{address: l.Addr().String(), listener: l}
+	w.cutAfter(math.MaxInt64)
 	w.work.Go(func() {
 		for {
 			in, err := l.Accept()
@@ -467,25 +469,41 @@ func openWire(t *testing.T, to string) *wire {
 			}
 			w.mu.Lock()
 			w.open = append(w.open, in, out)
+			if w.gone {
+				in.Close()
+				out.Close()
+			}
 			w.mu.Unlock()
-			w.work.Go(func() { pass(out, in, &w.sent) })
-			w.work.Go(func() { pass(in, out, new(atomic.Int64)) })
+			w.work.Go(func() {
+				pass(out, in, func(n int64) {
+					if w.limit.Add(-n) <= 0 {
+						w.cut()
+					}
+				})
+			})
+			w.work.Go(func() { pass(in, out, func(int64) {}) })
 		}
 	})
-	t.Cleanup(w.cut)
+	t.Cleanup(func() {
+		w.cut()
+		w.work.Wait()
+	})
 	return w
 }
 
-// pass copies until either side ends, and counts.
-func pass(to, from net.Conn, count *atomic.Int64) {
+// cutAfter cuts the wire as soon as it carried n bytes to the server, whatever the test does at that moment.
+func (w *wire) cutAfter(n int64) { w.limit.Store(n) }
+
+// pass copies until either side ends, and says how much it is about to hand on.
+func pass(to, from net.Conn, carrying func(n int64)) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
+			carrying(int64(n))
 			if _, err := to.Write(buf[:n]); err != nil {
 				break
 			}
-			count.Add(int64(n))
 		}
 		if err != nil {
 			break
@@ -499,11 +517,11 @@ func pass(to, from net.Conn, count *atomic.Int64) {
 func (w *wire) cut() {
 	w.listener.Close()
 	w.mu.Lock()
+	w.gone = true
 	for _, c := range w.open {
 		c.Close()
 	}
 	w.mu.Unlock()
-	w.work.Wait()
 }
 
 func TestABackupWhoseWALIsNotArchivedHereIsTakenAndMarked(t *testing.T) {
@@ -531,7 +549,8 @@ func TestABackupWhoseWALIsNotArchivedHereIsTakenAndMarked(t *testing.T) {
 	}
 	set := func(t *testing.T, command string) {
 		t.Helper()
-		p.Exec(t, "ALTER SYSTEM SET archive_command = '"+command+"'", "SELECT pg_reload_conf()")
+		p.Exec(t, "ALTER SYSTEM SET archive_command = '"+command+"'")
+		p.Reload(t)
 		p.WaitFor(t, "SHOW archive_command", command, time.Minute)
 	}
 

@@ -84,7 +84,8 @@ func boundedMemory(t *testing.T, s *site, storage string, files, budget int) {
 	run("wal-push", filepath.Join(p.DataDir, "pg_wal", segment))
 	run("wal-fetch", segment, filepath.Join(s.dir, segment))
 
-	p.Exec(t, fmt.Sprintf("ALTER SYSTEM SET archive_command = '%s --config %s wal-push %%p'", s.plain, s.config), "SELECT pg_reload_conf()")
+	p.Exec(t, fmt.Sprintf("ALTER SYSTEM SET archive_command = '%s --config %s wal-push %%p'", s.plain, s.config))
+	p.Reload(t)
 	run("backup-push", p.DataDir)
 	run("backup-list")
 	restored := filepath.Join(s.dir, "restored")

@@ -393,7 +393,8 @@ func newNetwork(t *testing.T, servers int) *network {
 		t.Fatalf("no segments: %v", err)
 	}
 	w.segment = segments[len(segments)-1]
-	p.Exec(t, "ALTER SYSTEM SET archive_command = ''", "SELECT pg_reload_conf()")
+	p.Exec(t, "ALTER SYSTEM SET archive_command = ''")
+	p.Reload(t)
 	w.servers <- p
 	for range servers - 1 {
 		dir := filepath.Join(testenv.Scratch(t), "copy")
@@ -700,7 +701,7 @@ func hba(lines string) func(*testing.T, *testenv.Postgres, *testenv.ToxicProxy) 
 		if err := os.WriteFile(name, append([]byte(lines+end), old...), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		p.Exec(t, "SELECT pg_reload_conf()")
+		p.Reload(t)
 	}
 }
 

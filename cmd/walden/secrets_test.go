@@ -228,7 +228,7 @@ func onlyWithPassword(t *testing.T, p *testenv.Postgres) {
 	if err := os.WriteFile(filepath.Join(p.DataDir, "pg_hba.conf"), []byte(rules), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p.Query(t, "SELECT pg_reload_conf()")
+	p.Reload(t)
 }
 
 // history writes a timeline's history, which wal-push takes as it is.

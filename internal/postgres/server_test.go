@@ -214,10 +214,7 @@ func TestPasswordsAreUsedAndNeverShown(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(p.DataDir, "pg_hba.conf"), []byte(hba), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p.Exec(t, "SELECT pg_reload_conf()")
-	// The postmaster reads the new rules when it gets round to it.
-	p.WaitFor(t, "SELECT count(*) FROM pg_hba_file_rules WHERE auth_method = 'scram-sha-256'", "1", time.Minute)
-	p.Restart()
+	p.Reload(t)
 
 	passFile := filepath.Join(t.TempDir(), "pgpass")
 	lines := fmt.Sprintf("127.0.0.1:%d:postgres:keeper:%s\n127.0.0.1:%d:other:keeper:%s\n", p.Port, secret, p.Port, secret)

@@ -532,6 +532,15 @@ func (p *Postgres) query(database, sql string) (string, error) {
 	return strings.Join(lines, "\n"), nil
 }
 
+// Reload makes the server read its configuration files again and returns when new sessions are under what they say:
+// pg_reload_conf() only sends the postmaster a signal.
+func (p *Postgres) Reload(t testing.TB) {
+	t.Helper()
+	loaded := p.Query(t, "SELECT pg_conf_load_time()")
+	p.Exec(t, "SELECT pg_reload_conf()")
+	p.WaitFor(t, "SELECT pg_conf_load_time() <> '"+loaded+"'", "t", sqlLimit)
+}
+
 // WaitFor repeats a query until it returns want, and fails the test after limit. While the server takes no
 // connections it goes on trying, unless the server ended.
 func (p *Postgres) WaitFor(t testing.TB, sql, want string, limit time.Duration) {
