@@ -33,7 +33,7 @@ const slowly = "--walg-disk-rate-limit=4000000"
 
 // refusalLimit is within what time a command has to fail that can know at its start that it must. It allows for a
 // machine that is busy with other tests.
-const refusalLimit = 30 * time.Second
+const refusalLimit = time.Minute
 
 // noSessions asks the server whether walden is connected; a backup mode lasts as long as its session.
 const noSessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walden'"
@@ -157,7 +157,7 @@ func (s *site) listings() []listing {
 // leavesNothing checks that the server is out of backup mode and that the list is as long as it was.
 func (s *site) leavesNothing(t *testing.T, p *testenv.Postgres, listed int) {
 	t.Helper()
-	p.WaitFor(t, noSessions, "0", 20*time.Second)
+	p.WaitFor(t, noSessions, "0", time.Minute)
 	if list := s.listings(); len(list) != listed {
 		t.Errorf("%d backups are listed, there were %d: %v", len(list), listed, list)
 	}
@@ -312,7 +312,7 @@ func TestAPushThatCannotSucceedIsRefusedAtOnceAndSaysWhy(t *testing.T) {
 			}
 		})
 	}
-	p.WaitFor(t, noSessions, "0", 20*time.Second)
+	p.WaitFor(t, noSessions, "0", time.Minute)
 	if left, err := filepath.Glob(filepath.Join(s.archive, "basebackups_005/*")); err != nil || len(left) > 0 {
 		t.Errorf("refused pushes left %v (%v)", left, err)
 	}
@@ -356,7 +356,7 @@ func TestAPushThatIsCutOffLeavesNoBackupAndNoBackupMode(t *testing.T) {
 			r.signal(t, sig)
 			asked := time.Now()
 			r.wait(t).expect(t, 1, "signal received")
-			if took := time.Since(asked); took > 20*time.Second {
+			if took := time.Since(asked); took > time.Minute {
 				t.Errorf("it took %s to end", took)
 			}
 			s.leavesNothing(t, p, 0)
@@ -569,7 +569,7 @@ func TestABackupWhoseWALIsNotArchivedHereIsTakenAndMarked(t *testing.T) {
 	t.Run("archived elsewhere", func(t *testing.T) {
 		began := time.Now()
 		s.must(p, "backup-push", p.DataDir).expect(t, 0, "level=WARN", "the server has archived", "but not to file://"+s.archive)
-		if took := time.Since(began); took > time.Minute {
+		if took := time.Since(began); took > 3*time.Minute {
 			t.Errorf("it took %s to find out", took)
 		}
 		marked(t)

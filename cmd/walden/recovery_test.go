@@ -240,7 +240,7 @@ func onS3(endpoint string) []string {
 func withBucket(bucket string, s testenv.S3Server) []string {
 	return []string{
 		"WALG_S3_PREFIX=s3://" + bucket + "/main", "AWS_ENDPOINT=" + s.Endpoint, "AWS_REGION=us-east-1", "AWS_S3_FORCE_PATH_STYLE=true",
-		"AWS_ACCESS_KEY_ID=" + s.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s.SecretKey, "S3_MAX_RETRIES=1", "WALDEN_WAL_TIMEOUT=2s",
+		"AWS_ACCESS_KEY_ID=" + s.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s.SecretKey, "S3_MAX_RETRIES=1", "WALDEN_WAL_TIMEOUT=4s",
 	}
 }
 

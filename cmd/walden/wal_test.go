@@ -172,7 +172,7 @@ func TestWALFetchSaysAbsentOnlyWhenTheArchiveSaidSo(t *testing.T) {
 			if r.stdout != "" {
 				t.Errorf("%s: standard output: %s", c.name, r.stdout)
 			}
-			if spent := time.Since(began); spent > 30*time.Second {
+			if spent := time.Since(began); spent > time.Minute {
 				t.Errorf("%s took %s", c.name, spent)
 			}
 			if after := tree(t, dir); !slices.Equal(after, before) {
@@ -217,7 +217,7 @@ func TestWALPushRefusesWithoutTouchingTheArchive(t *testing.T) {
 		if strings.Contains(r.stderr, "geheim") {
 			t.Errorf("%s: a secret is shown:\n%s", c.name, r.stderr)
 		}
-		if spent := time.Since(began); spent > 10*time.Second {
+		if spent := time.Since(began); spent > time.Minute {
 			t.Errorf("%s took %s", c.name, spent)
 		}
 	}

@@ -124,7 +124,7 @@ func put(t testing.TB, s storage.Store, key string, b []byte) {
 func noLeaks(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Cleanup(func() {
-		for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; runtime.Gosched() {
 			if time.Now().After(deadline) {
 				stacks := make([]byte, 1<<16)
 				t.Errorf("%d goroutines became %d:\n%s", before, runtime.NumGoroutine(),

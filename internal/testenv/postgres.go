@@ -28,8 +28,8 @@ import (
 // Limits of the waits in this file. They are generous because test machines are slow at times; a healthy server
 // needs a fraction of a second for each.
 const (
-	startLimit    = 60 * time.Second
-	stopLimit     = 60 * time.Second
+	startLimit    = 120 * time.Second
+	stopLimit     = 120 * time.Second
 	recoveryLimit = 2 * time.Minute
 	sqlLimit      = 2 * time.Minute
 	pollInterval  = 20 * time.Millisecond

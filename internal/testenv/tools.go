@@ -40,7 +40,7 @@ func Tool(t testing.TB, name string) string {
 }
 
 // serveTimeout bounds the start of a server.
-const serveTimeout = 20 * time.Second
+const serveTimeout = time.Minute
 
 // serve starts a server, which ends with t, and returns when it answers.
 func serve(t testing.TB, cmd *exec.Cmd, answers func(ctx context.Context) error) {
