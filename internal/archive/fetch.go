@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -109,31 +110,50 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 	ctx, cancel := withDeadline(ctx, limit, "fetching "+o.Name)
 	defer cancel()
 	d.Log.Info("fetching", "action", "wal-fetch", "seg", o.Name, "state", "begin", "from", d.Catalog)
+	var size int64
+	var isAbsent error // an answer, not a failure
+	err := repeatedly(ctx, d.Log.With("action", "wal-fetch", "seg", o.Name), mayPass, func() (err error) {
+		size, err = fetchOnce(ctx, d, o, state)
+		if errors.Is(err, ErrAbsent) {
+			isAbsent, err = err, nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cannot fetch %s: %w", o.Name, err)
+	}
+	if isAbsent != nil {
+		return isAbsent
+	}
+	took := time.Since(began)
+	d.Log.Info("fetched", "action", "wal-fetch", "seg", o.Name, "state", "complete", "size", size,
+		"seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(size)/took.Seconds()))
+	return nil
+}
+
+// repeatedly does something until it succeeds or fails in a way that does not pass. When ctx ends it tells why, and what had
+// gone wrong before.
+func repeatedly(ctx context.Context, log *slog.Logger, passes func(err error, attempt int) bool, do func() error) error {
 	pause := firstPause
 	var last error // what went wrong, other than by the end of ctx
 	for attempt := 1; ; attempt++ {
-		size, err := fetchOnce(ctx, d, o, state)
+		err := do()
 		switch {
 		case err == nil:
-			took := time.Since(began)
-			d.Log.Info("fetched", "action", "wal-fetch", "seg", o.Name, "state", "complete", "size", size,
-				"seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(size)/took.Seconds()))
 			return nil
-		case errors.Is(err, ErrAbsent):
-			return err
 		case ctx.Err() != nil:
 			if !errors.Is(err, ctx.Err()) {
 				last = err
 			}
-			return fmt.Errorf("cannot fetch %s: %w", o.Name, ended(ctx, last))
-		case !mayPass(err, attempt):
-			return fmt.Errorf("cannot fetch %s: %w", o.Name, err)
+			return ended(ctx, last)
+		case !passes(err, attempt):
+			return err
 		}
-		d.Log.Warn("trying again", "action", "wal-fetch", "seg", o.Name, "attempt", attempt, "error", err)
+		log.Warn("trying again", "attempt", attempt, "error", err)
 		last = err
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("cannot fetch %s: %w", o.Name, ended(ctx, last))
+			return ended(ctx, last)
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 		pause = min(2*pause, longestPause)

@@ -15,7 +15,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -179,27 +178,10 @@ const compareAttempts = 3
 
 // compareRepeatedly is compareArchived, again if the storage failed in a way that may pass.
 func compareRepeatedly(ctx context.Context, d Deps, f *file, name string) error {
-	var last error // what went wrong, other than by the end of ctx
-	pause := firstPause
-	for attempt := 1; ; attempt++ {
-		err := compareArchived(ctx, d, f, name)
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return ended(ctx, last)
-		case attempt == compareAttempts, errors.Is(err, ErrDifferentContent), errors.Is(err, fs.ErrNotExist), !mayPass(err, attempt):
-			return err
-		}
-		last = err
-		d.Log.Warn("trying again", "action", "wal-push", "seg", name, "attempt", attempt, "error", err)
-		select {
-		case <-ctx.Done():
-			return ended(ctx, last)
-		case <-time.After(pause/2 + rand.N(pause/2)):
-		}
-		pause = min(2*pause, longestPause)
+	passes := func(err error, attempt int) bool {
+		return attempt < compareAttempts && !errors.Is(err, ErrDifferentContent) && !errors.Is(err, fs.ErrNotExist) && mayPass(err, attempt)
 	}
+	return repeatedly(ctx, d.Log.With("action", "wal-push", "seg", name), passes, func() error { return compareArchived(ctx, d, f, name) })
 }
 
 // compareArchived compares the file with what is archived under its name.

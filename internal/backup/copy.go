@@ -53,6 +53,7 @@ func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
+				w.counted = 0
 				part, err := draft.PutPart(ctx, n+1, func(out io.Writer) error { return w.writePart(ctx, out, j.parts[n]) })
 				if err != nil {
 					return err
@@ -69,6 +70,7 @@ func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN
 type copier struct {
 	job      *job
 	progress Progress
+	counted  int64 // what progress was told of the part that is being written
 	buf      []byte
 	hash     xxh3.Hasher128
 	verifier *pgdata.PageVerifier
@@ -77,17 +79,15 @@ type copier struct {
 
 // writePart writes one tar. It may be called again for the same part after a failure of the storage.
 func (w *copier) writePart(ctx context.Context, out io.Writer, p part) error {
+	w.progress.Add(-w.counted)
+	w.counted = 0
 	tw := tar.NewWriter(out)
-	var counted int64
 	for _, s := range p.spans {
 		for i := s.first; i < s.end; i++ {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			n, err := w.writeEntry(ctx, tw, i)
-			counted += n
-			if err != nil {
-				w.progress.Add(-counted) // the part may be written again
+			if err := w.writeEntry(ctx, tw, i); err != nil {
 				return err
 			}
 		}
@@ -95,41 +95,41 @@ func (w *copier) writePart(ctx context.Context, out io.Writer, p part) error {
 	return tw.Close()
 }
 
-func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int) (int64, error) {
+func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int) error {
 	f := w.job.contents.Files.At(i)
 	h := &tar.Header{Name: "/" + f.Name, Mode: int64(f.Mode.Perm()), ModTime: time.Unix(0, f.MTime)}
 	switch f.Type {
 	case catalog.Directory:
 		h.Typeflag = tar.TypeDir
 		w.owner(h, w.job.owners[i])
-		return 0, tw.WriteHeader(h)
+		return tw.WriteHeader(h)
 	case catalog.Symlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
 		w.owner(h, w.job.owners[i])
-		return 0, tw.WriteHeader(h)
+		return tw.WriteHeader(h)
 	}
 	return w.writeFile(ctx, tw, h, f.Name, i)
 }
 
 // writeFile copies one file as it is now, with the size that it has when it is opened: what it grows later is cut off,
 // what it shrinks is filled with zeros; WAL replay repairs both. A file that has vanished gets no entry.
-func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, name string, i int) (int64, error) {
+func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, name string, i int) error {
 	file, err := os.OpenFile(filepath.Join(w.job.dir, name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		w.job.contents.Files.Drop(i)
-		return 0, nil
+		return nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("cannot read data file: %w", err)
+		return fmt.Errorf("cannot read data file: %w", err)
 	}
 	defer file.Close()
 	st, err := file.Stat()
 	if err != nil {
-		return 0, fmt.Errorf("cannot read data file: %w", err)
+		return fmt.Errorf("cannot read data file: %w", err)
 	}
 	if !st.Mode().IsRegular() { // replaced since the walk by something that is not data
 		w.job.contents.Files.Drop(i)
-		return 0, nil
+		return nil
 	}
 	size := st.Size()
 	h.Typeflag, h.Size = tar.TypeReg, size
@@ -137,7 +137,7 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 		w.owner(h, owner{sys.Uid, sys.Gid})
 	}
 	if err := tw.WriteHeader(h); err != nil {
-		return 0, err
+		return err
 	}
 	w.hash.Reset()
 	verify := w.job.options.Verify && pgdata.IsDataFile(name)
@@ -147,29 +147,30 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 	}
 	for left := size; left > 0; {
 		if ctx.Err() != nil {
-			return size - left, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		b := w.buf[:min(left, readSize)]
 		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(b)); err != nil {
-			return size - left, err
+			return err
 		}
 		n, err := io.ReadFull(file, b)
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			clear(b[n:])
 		case err != nil:
-			return size - left, fmt.Errorf("cannot read data file: %w", err)
+			return fmt.Errorf("cannot read data file: %w", err)
 		}
 		_, _ = w.hash.Write(b) // a hash never fails
 		if verify {
 			if _, err := w.verifier.Write(b); err != nil {
-				return size - left, err
+				return err
 			}
 		}
 		if _, err := tw.Write(b); err != nil {
-			return size - left, err
+			return err
 		}
 		left -= int64(len(b))
+		w.counted += int64(len(b))
 		w.progress.Add(int64(len(b)))
 	}
 	w.job.contents.Files.Wrote(i, size, w.hash.Sum128().Bytes())
@@ -180,7 +181,7 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 		}
 		w.job.record(i, r)
 	}
-	return size, nil
+	return nil
 }
 
 // record keeps what the verification of a file found, to be judged when the stop LSN is known, instead of what an

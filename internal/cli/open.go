@@ -104,8 +104,8 @@ func (a *app) storageFailed(err error, wait time.Duration) {
 }
 
 const (
-	// staleAfter is when an upload without progress is taken for one that a killed process left behind. The stall limit and
-	// the retries end any that lives long before.
+	// staleAfter is when a temporary file or an upload without progress is taken for one that a killed process left behind.
+	// The stall limit and the retries end any that lives long before.
 	staleAfter = 24 * time.Hour
 	// tidyLimit bounds the search for what killed processes have left.
 	tidyLimit = time.Minute
@@ -129,7 +129,7 @@ func (a *app) removeStaleFiles(ctx context.Context) {
 	if dir != "" {
 		dir += "/"
 	}
-	n, err := a.files.RemoveStale(ctx, dir)
+	n, err := a.files.RemoveStale(ctx, staleAfter, dir)
 	if err != nil {
 		a.log.Warn("temporary files that writers left behind stay in the archive", "error", err)
 	}

@@ -13,20 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// staleAfter is the age from which a temporary file counts as left behind. Its writer would have touched it since.
-const staleAfter = 24 * time.Hour
-
 // RemoveStale removes the temporary files below dir ("" for all, otherwise ending in "/") that writers left behind which were
-// killed, and tells how many. It takes for left behind what was begun and last written more than a day ago and is locked by
+// killed, and tells how many. It takes for left behind what was begun and last written longer ago than age and is locked by
 // nobody: walden locks its temporary files while it writes them, and the age is for WAL-G and for file systems without
 // locks. Symbolic links are not followed. Objects, of whatever age, are never touched.
-func (s *Store) RemoveStale(ctx context.Context, dir string) (removed int, err error) {
+func (s *Store) RemoveStale(ctx context.Context, age time.Duration, dir string) (removed int, err error) {
 	root, err := s.open(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer root.Close()
-	before := time.Now().Add(-staleAfter)
+	before := time.Now().Add(-age)
 	err = fs.WalkDir(root.FS(), path.Clean(dir), func(name string, e fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // gone since its name was read

@@ -61,7 +61,7 @@ func TestOnlyTemporaryFilesThatNobodyWritesAreRemoved(t *testing.T) {
 		dir  string
 		want int
 	}{{"wal_005/", 1}, {"missing/", 0}, {"", 2}, {"", 0}} {
-		if n, err := s.RemoveStale(t.Context(), c.dir); err != nil || n != c.want {
+		if n, err := s.RemoveStale(t.Context(), 24*time.Hour, c.dir); err != nil || n != c.want {
 			t.Errorf("below %q %d were removed (%v), want %d", c.dir, n, err, c.want)
 		}
 	}
