@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -912,12 +913,26 @@ func exists(path string) bool {
 	return err == nil
 }
 
+// freePort reserves a TCP port for t. It is below those that the kernel gives to outgoing connections, any of which could
+// take it before the server does; an abstract Unix socket of its name keeps it from other tests in all processes.
 func freePort(t testing.TB) int {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, count, attempts = 16000, 16000, 1000
+	for range attempts {
+		port := first + rand.N(count)
+		reserved, err := net.Listen("unix", fmt.Sprintf("@walden-test-port-%d", port))
+		if err != nil {
+			continue
+		}
+		probe, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			reserved.Close()
+			continue
+		}
+		probe.Close()
+		t.Cleanup(func() { reserved.Close() })
+		return port
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
+	t.Fatalf("none of %d ports from %d on is free", count, first)
+	return 0
 }
