@@ -327,7 +327,7 @@ func faults(s3 *testenv.S3Server) []fault {
 		{"no storage is set", "no storage is set", inStorage, func(t *testing.T, c *ruin) { c.reconfigured(t) }},
 		{"the port of the storage is closed", "connection refused", inStorage,
 			func(t *testing.T, c *ruin) { c.reconfigured(t, onS3("http://127.0.0.1:1")...) }},
-		{"the storage hangs", "took longer than 2s", inStorage, func(t *testing.T, c *ruin) { c.answering(t, 0, "") }},
+		{"the storage hangs", "took longer than 4s", inStorage, func(t *testing.T, c *ruin) { c.answering(t, 0, "") }},
 		{"the storage answers 503", "503", inStorage,
 			func(t *testing.T, c *ruin) {
 				c.answering(t, 503, "<Error><Code>SlowDown</Code><Message>later</Message></Error>")

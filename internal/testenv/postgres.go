@@ -34,6 +34,7 @@ const (
 	recoveryLimit = 2 * time.Minute
 	sqlLimit      = 2 * time.Minute
 	pollInterval  = 20 * time.Millisecond
+	longestPoll   = 160 * time.Millisecond // of what costs the server a process each time
 )
 
 // PostgresOptions say what kind of server a test wants.
@@ -247,7 +248,10 @@ func (p *Postgres) TryStart() error {
 
 	deadline := time.After(startLimit)
 	for {
-		err := p.tryQuery("postgres", "SELECT 1")
+		err := p.ready(cmd.Process.Pid)
+		if err == nil {
+			err = p.tryQuery("postgres", "SELECT 1")
+		}
 		if err == nil {
 			return nil
 		}
@@ -264,6 +268,24 @@ func (p *Postgres) TryStart() error {
 		case <-time.After(pollInterval):
 		}
 	}
+}
+
+// ready tells by the server's lock file, as pg_ctl does, why the server with a process ID takes no connections yet: to try one
+// costs it a process (PostgreSQL: src/include/utils/pidfile.h).
+func (p *Postgres) ready(pid int) error {
+	const pidLine, statusLine = 0, 7
+	b, err := os.ReadFile(filepath.Join(p.DataDir, "postmaster.pid"))
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(b), "\n")
+	if len(lines) <= statusLine || lines[pidLine] != strconv.Itoa(pid) {
+		return errors.New("postmaster.pid is not written yet")
+	}
+	if status := strings.TrimSpace(lines[statusLine]); status != "ready" {
+		return fmt.Errorf("its status is %q", status)
+	}
+	return nil
 }
 
 // Stop stops the server with pg_ctl's modes: "smart", "fast" or "immediate", and waits until it is gone.
@@ -547,7 +569,7 @@ func (p *Postgres) Reload(t testing.TB) {
 func (p *Postgres) WaitFor(t testing.TB, sql, want string, limit time.Duration) {
 	t.Helper()
 	deadline := time.After(limit)
-	for {
+	for pause := pollInterval; ; pause = min(2*pause, longestPoll) {
 		got, err := p.query("postgres", sql)
 		if err == nil && got == want {
 			return
@@ -560,7 +582,7 @@ func (p *Postgres) WaitFor(t testing.TB, sql, want string, limit time.Duration) 
 		case <-deadline:
 			t.Fatalf("after %s %s returns %q (error: %v), not %q; the end of the server's log:\n%s",
 				limit, sql, got, err, want, p.LogTail())
-		case <-time.After(pollInterval):
+		case <-time.After(pause):
 		}
 	}
 }
