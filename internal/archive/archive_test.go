@@ -651,6 +651,14 @@ func TestDeadlinesAreKeptAndExplained(t *testing.T) {
 			})
 		}
 	}
+	synctest.Test(t, func(t *testing.T) { // between two attempts of the storage, which tries again by itself
+		hanging := storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Kind: storagetest.Hang})
+		dest := filepath.Join(dataDir(t, 0, "recovery.signal"), "pg_wal", "X")
+		err := Fetch(t.Context(), deps(t, retried(hanging), "lz4", io.Discard), FetchOptions{segmentTwo, dest, 35 * time.Second, ""})
+		if err == nil || !strings.Contains(err.Error(), "took longer than 35s") || !strings.Contains(err.Error(), "no progress for 10s") {
+			t.Errorf("a fetch whose storage hangs: %v", err)
+		}
+	})
 	synctest.Test(t, func(t *testing.T) {
 		d := deps(t, storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Kind: storagetest.Hang}), "lz4", io.Discard)
 		path := write(t, filepath.Join(t.TempDir(), segmentTwo), segment(2, cluster, 1, 1))

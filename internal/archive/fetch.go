@@ -142,7 +142,9 @@ func repeatedly(ctx context.Context, log *slog.Logger, passes func(err error, at
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			if !errors.Is(err, ctx.Err()) {
+			if failed := catalog.LastFailure(err); failed != nil {
+				last = failed
+			} else if !errors.Is(err, ctx.Err()) {
 				last = err
 			}
 			return ended(ctx, last)

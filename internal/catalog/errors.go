@@ -15,3 +15,7 @@ var (
 
 // IsPermanent tells whether trying again cannot help: wrong credentials, a missing bucket, the wrong cluster.
 func IsPermanent(err error) bool { return storage.IsPermanent(err) }
+
+// LastFailure returns how the last attempt of the storage failed that the end of a context kept from trying again; nil if err does
+// not tell.
+func LastFailure(err error) error { return storage.LastFailure(err) }
