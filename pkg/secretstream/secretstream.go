@@ -137,7 +137,7 @@ func (s *state) seal(out, plaintext []byte, tag byte) []byte {
 	return out
 }
 
-// open decrypts a chunk in place.
+// open decrypts a chunk in place, or leaves it as it is if it is damaged.
 func (s *state) open(chunk []byte) (plaintext []byte, tag byte, err error) {
 	if len(chunk) < Overhead {
 		return nil, 0, ErrTruncated
@@ -233,15 +233,16 @@ func (w *Writer) Close() error {
 // Reader decrypts a stream. What it has returned is authentic; that it was everything is known only when it returns io.EOF.
 type Reader struct {
 	r     io.Reader
-	key   []byte
+	keys  [][]byte
 	state *state
 	chunk []byte
 	plain []byte // decrypted and not read yet
 	err   error  // the first error, or io.EOF; it stays
 }
 
-// NewReader decrypts r with a key of [KeySize] bytes. It reads from r first when it is read from itself.
-func NewReader(r io.Reader, key []byte) *Reader { return &Reader{r: r, key: key} }
+// NewReader decrypts r with that of the keys, of [KeySize] bytes each, that fits its first chunk. It reads from r first when it
+// is read from itself.
+func NewReader(r io.Reader, keys ...[]byte) *Reader { return &Reader{r: r, keys: keys} }
 
 // Read decrypts into p. The error unwraps to [ErrDamaged], [ErrTruncated] or [ErrTrailing], or is one of r.
 func (r *Reader) Read(p []byte) (int, error) {
@@ -261,14 +262,11 @@ func (r *Reader) Read(p []byte) (int, error) {
 
 // next decrypts one chunk. It returns io.EOF with the last.
 func (r *Reader) next() error {
-	if r.state == nil {
-		var header [HeaderSize]byte
+	var header [HeaderSize]byte
+	first := r.state == nil
+	if first {
 		if _, err := io.ReadFull(r.r, header[:]); err != nil {
 			return cutOff(err)
-		}
-		var err error
-		if r.state, err = newState(r.key, &header); err != nil {
-			return err
 		}
 		r.chunk = make([]byte, ChunkSize+Overhead)
 	}
@@ -277,7 +275,13 @@ func (r *Reader) next() error {
 	if err != nil && !last {
 		return cutOff(err)
 	}
-	plain, tag, err := r.state.open(r.chunk[:n])
+	var plain []byte
+	var tag byte
+	if first {
+		plain, tag, err = r.openFirst(&header, r.chunk[:n])
+	} else {
+		plain, tag, err = r.state.open(r.chunk[:n])
+	}
 	switch {
 	case errors.Is(err, ErrDamaged) && last:
 		// A piece that was cut does not authenticate, either.
@@ -297,6 +301,20 @@ func (r *Reader) next() error {
 	}
 	r.plain = plain
 	return nil
+}
+
+// openFirst finds the key.
+func (r *Reader) openFirst(header *[HeaderSize]byte, chunk []byte) (plain []byte, tag byte, err error) {
+	err = errors.New("there is no key")
+	for _, key := range r.keys {
+		if r.state, err = newState(key, header); err != nil {
+			return nil, 0, err
+		}
+		if plain, tag, err = r.state.open(chunk); !errors.Is(err, ErrDamaged) {
+			break
+		}
+	}
+	return plain, tag, err
 }
 
 // cutOff is the error of a stream that ends where it may not.

@@ -49,7 +49,9 @@ func encrypt(t testing.TB, plain []byte, step int) []byte {
 	return out.Bytes()
 }
 
-func decrypt(stream []byte) ([]byte, error) { return io.ReadAll(NewReader(bytes.NewReader(stream), key)) }
+func decrypt(stream []byte) ([]byte, error) {
+	return io.ReadAll(NewReader(bytes.NewReader(stream), key))
+}
 
 func TestWhatWasEncryptedDecrypts(t *testing.T) {
 	t.Parallel()
@@ -223,6 +225,25 @@ func TestEveryChangeIsNoticed(t *testing.T) {
 	}
 	if _, err := io.ReadAll(NewReader(bytes.NewReader(stream), bytes.ToUpper(key))); !errors.Is(err, ErrDamaged) {
 		t.Errorf("another key: %v", err)
+	}
+}
+
+func TestTheKeyThatFitsIsFound(t *testing.T) {
+	t.Parallel()
+	other, third := bytes.ToUpper(key), bytes.Repeat([]byte{7}, KeySize)
+	for _, n := range lengths {
+		stream := encrypt(t, plaintext(n), 1<<20)
+		for _, keys := range [][][]byte{{key, other}, {other, key}, {other, third, key}} {
+			if got, err := io.ReadAll(NewReader(bytes.NewReader(stream), keys...)); err != nil || !bytes.Equal(got, plaintext(n)) {
+				t.Errorf("%d bytes: %v", n, err)
+			}
+		}
+		if _, err := io.ReadAll(NewReader(bytes.NewReader(stream), other, third)); !errors.Is(err, ErrDamaged) {
+			t.Errorf("keys of others: %v", err)
+		}
+	}
+	if _, err := io.ReadAll(NewReader(bytes.NewReader(encrypt(t, nil, 1)))); err == nil {
+		t.Error("a stream is read without a key")
 	}
 }
 
