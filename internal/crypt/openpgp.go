@@ -19,11 +19,23 @@ import (
 //
 // It writes binary messages as RFC 4880 has them and as WAL-G reads them: the session key once for each owner, then data
 // encrypted in one go and protected by a modification detection code, neither signed nor compressed.
-type OpenPGP struct{ keys openpgp.EntityList }
+type OpenPGP struct {
+	keys openpgp.EntityList // that it encrypts to
+	// secrets are the unlocked keys that it decrypts with, public ones among them.
+	secrets func() (openpgp.EntityList, error)
+}
 
 // ParseOpenPGPKeys reads armoured keys, one block or several, public or secret; the two characters \n stand for line ends, as
 // in an environment variable. The passphrase unlocks all secret keys that need one. Errors never hold any of the text.
 func ParseOpenPGPKeys(text string, passphrase []byte) (*OpenPGP, error) {
+	keys, err := parseKeys(text, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	return &OpenPGP{keys, func() (openpgp.EntityList, error) { return keys, nil }}, nil
+}
+
+func parseKeys(text string, passphrase []byte) (openpgp.EntityList, error) {
 	rest := []byte(strings.ReplaceAll(text, `\n`, "\n"))
 	var keys openpgp.EntityList
 	for len(bytes.TrimSpace(rest)) > 0 {
@@ -52,7 +64,7 @@ func ParseOpenPGPKeys(text string, passphrase []byte) (*OpenPGP, error) {
 			return nil, fmt.Errorf("cannot unlock the secret key %s: the passphrase is missing or wrong", keyID(k))
 		}
 	}
-	return &OpenPGP{keys}, nil
+	return keys, nil
 }
 
 func parseBlock(block []byte) (openpgp.EntityList, error) {
@@ -75,9 +87,9 @@ func keyID(k *openpgp.Entity) string { return k.PrimaryKey.KeyIdString() }
 // Name returns "openpgp".
 func (p *OpenPGP) Name() string { return "openpgp" }
 
-// CanEncrypt is the reason why nothing can be encrypted, nil if there is none: a key that has expired, was revoked, or is
+// canEncrypt is the reason why nothing can be encrypted, nil if there is none: a key that has expired, was revoked, or is
 // for signatures only. WAL-G encrypts to all keys that it is given, so each must do.
-func (p *OpenPGP) CanEncrypt(now time.Time) error {
+func (p *OpenPGP) canEncrypt(now time.Time) error {
 	for _, k := range p.keys {
 		if _, ok := k.EncryptionKey(now); !ok {
 			return fmt.Errorf("the OpenPGP key %s cannot encrypt: it has expired, was revoked, or is for signatures only", keyID(k))
@@ -86,20 +98,24 @@ func (p *OpenPGP) CanEncrypt(now time.Time) error {
 	return nil
 }
 
-// CanDecrypt is the reason why nothing can be decrypted, nil if there is none.
-func (p *OpenPGP) CanDecrypt() error {
-	for _, k := range p.keys.DecryptionKeys() {
+// decryptionKeys are the unlocked keys, of which one at least is secret.
+func (p *OpenPGP) decryptionKeys() (openpgp.EntityList, error) {
+	keys, err := p.secrets()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys.DecryptionKeys() {
 		if k.PrivateKey != nil && !k.PrivateKey.Dummy() {
-			return nil
+			return keys, nil
 		}
 	}
-	return errors.New("the OpenPGP key is a public one only, which encrypts but does not decrypt")
+	return nil, ErrNoSecretKey
 }
 
 // Encrypt encrypts into w.
 func (p *OpenPGP) Encrypt(w io.Writer) (io.WriteCloser, error) {
 	now := time.Now()
-	if err := p.CanEncrypt(now); err != nil {
+	if err := p.canEncrypt(now); err != nil {
 		return nil, err
 	}
 	// Without a cipher of its own here, the keys' preferences would decide against AES-128 only; WAL-G does it so.
@@ -113,15 +129,31 @@ func (p *OpenPGP) Encrypt(w io.Writer) (io.WriteCloser, error) {
 
 // Decrypt decrypts r.
 func (p *OpenPGP) Decrypt(r io.Reader) (io.Reader, error) {
-	if err := p.CanDecrypt(); err != nil {
+	keys, err := p.decryptionKeys()
+	if err != nil {
 		return nil, err
 	}
-	return &pgpReader{keys: p.keys, r: &remembered{r: r}}, nil
+	return &pgpReader{keys: keys, r: &remembered{r: r}}, nil
 }
 
 // String and GoString keep keys out of messages.
 func (p *OpenPGP) String() string   { return p.Name() }
 func (p *OpenPGP) GoString() string { return p.Name() }
+
+// recognises tells whether a message is for one of the keys, by the key IDs with which it begins.
+func (p *OpenPGP) recognises(head []byte) bool {
+	packets := packet.NewReader(bytes.NewReader(head))
+	for {
+		next, err := packets.Next()
+		key, ok := next.(*packet.EncryptedKey)
+		if err != nil || !ok {
+			return false
+		}
+		if len(p.keys.KeysById(key.KeyId)) > 0 {
+			return true
+		}
+	}
+}
 
 // pgpReader is one message being decrypted.
 type pgpReader struct {
@@ -143,7 +175,7 @@ func (d *pgpReader) Read(p []byte) (int, error) {
 			d.err = d.verdict(err)
 			return 0, d.err
 		case !m.IsEncrypted:
-			d.err = errors.New("the OpenPGP message is not encrypted")
+			d.err = damaged{errors.New("the OpenPGP message is not encrypted")}
 			return 0, d.err
 		}
 		d.body = m.UnverifiedBody
@@ -166,7 +198,7 @@ func (d *pgpReader) ended() error {
 	case io.EOF:
 		return io.EOF
 	case nil:
-		return errors.New("bytes follow the end of the OpenPGP message")
+		return damaged{errors.New("bytes follow the end of the OpenPGP message")}
 	default:
 		return err
 	}
@@ -175,27 +207,12 @@ func (d *pgpReader) ended() error {
 // verdict says what the library's error means: its own, or one of the storage.
 func (d *pgpReader) verdict(err error) error {
 	switch {
-	case d.r.err != nil && d.r.err != io.EOF:
-		return d.r.err
 	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the OpenPGP message is cut off")
+		err = errors.New("the OpenPGP message is cut off")
 	case errors.Is(err, pgperrors.ErrKeyIncorrect):
-		return errors.New("the OpenPGP message is for other keys than those given")
+		err = errors.New("the OpenPGP message is for other keys than those given")
+	default:
+		err = fmt.Errorf("damaged OpenPGP message: %w", err)
 	}
-	return fmt.Errorf("damaged OpenPGP message: %w", err)
-}
-
-// remembered knows how its reader ended, which tells a failed read from a damaged message.
-type remembered struct {
-	r   io.Reader
-	err error
-}
-
-func (r *remembered) Read(p []byte) (int, error) {
-	if r.err != nil {
-		return 0, r.err
-	}
-	n, err := r.r.Read(p)
-	r.err = err
-	return n, err
+	return d.r.verdict(err)
 }

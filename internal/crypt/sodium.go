@@ -1,6 +1,7 @@
 package crypt
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -69,8 +70,18 @@ func (s *Sodium) Encrypt(w io.Writer) (io.WriteCloser, error) {
 
 // Decrypt decrypts r.
 func (s *Sodium) Decrypt(r io.Reader) (io.Reader, error) {
-	return secretstream.NewReader(r, s.keys...), nil
+	return judged(r, func(r io.Reader) io.Reader { return secretstream.NewReader(r, s.keys...) }), nil
 }
+
+// recognises tells whether one of the keys authenticates the first chunk, which nobody can forge.
+func (s *Sodium) recognises(head []byte) bool {
+	var b [1]byte
+	_, err := secretstream.NewReader(bytes.NewReader(head[:min(len(head), sodiumHead)]), s.keys...).Read(b[:])
+	return err == nil || err == io.EOF
+}
+
+// sodiumHead is what a stream begins with at most before its second chunk, in bytes.
+const sodiumHead = secretstream.HeaderSize + secretstream.ChunkSize + secretstream.Overhead
 
 // String and GoString keep keys out of messages.
 func (s *Sodium) String() string   { return s.Name() }
