@@ -57,8 +57,8 @@ var boundaries = []boundary{
 	},
 
 	{
-		"internal/catalog", []string{"internal/hint", "internal/codec", "internal/repo", "internal/storage", "internal/wal"},
-		"names and documents rest on sealed objects; codec and storage are there for the errors that jobs get under catalog's names",
+		"internal/catalog", []string{"internal/hint", "internal/codec", "internal/crypt", "internal/repo", "internal/storage", "internal/wal"},
+		"names and documents rest on sealed objects; codec, crypt and storage are there for the errors that jobs get under catalog's names",
 	},
 	{
 		"internal/repo", []string{"internal/codec", "internal/crypt", "internal/storage"},
