@@ -207,14 +207,7 @@ func TestGnuPGUnderstandsUsAndWeIt(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs gpg")
 	}
-	home, err := os.MkdirTemp("", "gpg") // not t.TempDir: gpg-agent's socket must have a short path
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "gpg-agent").Run()
-		_ = os.RemoveAll(home)
-	})
+	home := keyRing(t)
 	for _, algorithm := range []string{"rsa2048", "future-default"} {
 		name := algorithm + "@example.org"
 		gnupg(t, home, nil, "--quick-generate-key", name, algorithm, "default", "never")
