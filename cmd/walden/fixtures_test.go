@@ -34,8 +34,8 @@ type fixture struct {
 	moved      string // where its tablespace was, "" if it has none
 
 	Settings []string `json:"settings"`
-	Backup string `json:"backup"`
-	Tables map[string]struct {
+	Backup   string   `json:"backup"`
+	Tables   map[string]struct {
 		Rows int    `json:"rows"`
 		MD5  string `json:"md5"`
 	} `json:"after_full_recovery"`
