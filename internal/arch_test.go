@@ -57,8 +57,8 @@ var boundaries = []boundary{
 	},
 
 	{
-		"internal/catalog", []string{"internal/hint", "internal/codec", "internal/repo", "internal/storage", "internal/wal"},
-		"names and documents rest on sealed objects; codec and storage are there for the errors that jobs get under catalog's names",
+		"internal/catalog", []string{"internal/hint", "internal/codec", "internal/crypt", "internal/repo", "internal/storage", "internal/wal"},
+		"names and documents rest on sealed objects; codec, crypt and storage are there for the errors that jobs get under catalog's names",
 	},
 	{
 		"internal/repo", []string{"internal/codec", "internal/crypt", "internal/storage"},
@@ -69,7 +69,8 @@ var boundaries = []boundary{
 	{"internal/storage/*", []string{"internal/storage"}, "a backend knows nothing of PostgreSQL, of names or of other backends"},
 	{"internal/storage", nil, "the contract stands below everything that uses it"},
 	{"internal/codec", nil, "streams in, streams out"},
-	{"internal/crypt", []string{"pkg/secretstream"}, "streams in, streams out"},
+	{"internal/crypt", []string{"internal/hint", "pkg/secretstream"}, "streams in, streams out; a key that cannot be used needs advice"},
+	{"internal/crypt/*", []string{"internal/crypt", "internal/hint"}, "a key service knows keys, not streams"},
 
 	{"internal/postgres", []string{"internal/wal"}, "the running server; positions and names come from wal"},
 	{"internal/pgdata", []string{"internal/wal"}, "the cluster at rest; positions and names come from wal"},
@@ -85,10 +86,16 @@ var boundaries = []boundary{
 
 // keepers names the only packages that may import a foreign module, so that replacing it touches one folder.
 var keepers = []struct{ module, pkg string }{
+	{"github.com/aws/aws-sdk-go-v2/service/kms", "internal/crypt/awskms"},
+	{"github.com/ProtonMail/go-crypto", "internal/crypt"},
+	{"github.com/minio/sio", "internal/crypt"},
 	{"github.com/spf13/viper", "internal/config"},
 	{"github.com/spf13/cobra", "internal/cli"},
 	{"github.com/jackc/pgx", "internal/postgres"},
-	{"github.com/aws/", "internal/storage/s3"},
+	{"github.com/aws/aws-sdk-go-v2/service/s3", "internal/storage/s3"},
+	{"github.com/aws/aws-sdk-go-v2/service/sts", "internal/storage/s3"},
+	{"github.com/aws/aws-sdk-go-v2/config", "internal/storage/s3"},
+	{"github.com/aws/aws-sdk-go-v2/credentials", "internal/storage/s3"},
 	{"github.com/pierrec/lz4", "internal/codec"},
 	{"github.com/klauspost/compress", "internal/codec"},
 	{"github.com/ulikunitz/xz", "internal/codec"},

@@ -31,9 +31,11 @@ type fixture struct {
 	timeline   string   // that a server is on after it recovered to the end and was promoted
 	parts      []string // the ordinary tars
 	controlTar string
+	moved      string // where its tablespace was, "" if it has none
 
-	Backup string `json:"backup"`
-	Tables map[string]struct {
+	Settings []string `json:"settings"`
+	Backup   string   `json:"backup"`
+	Tables   map[string]struct {
 		Rows int    `json:"rows"`
 		MD5  string `json:"md5"`
 	} `json:"after_full_recovery"`
@@ -54,6 +56,9 @@ func readFixtures(t *testing.T) map[string]*fixture {
 		{name: "full-lz4", method: "lz4", timeline: "00000002", parts: []string{"part_001.tar.lz4"}, controlTar: "pg_control.tar.lz4"},
 		{name: "timeline-zstd", method: "zstd", timeline: "00000003", parts: []string{"part_001.tar.zst"}, controlTar: "pg_control.tar.zst"},
 		{name: "remote-lz4", method: "lz4", timeline: "00000002", parts: []string{"part_001.tar.lz4"}, controlTar: "pg_control.tar.lz4"},
+		{name: "full-lzma-sodium", method: "lzma", timeline: "00000002", parts: []string{"part_001.tar.lzma"}, controlTar: "pg_control.tar.lzma"},
+		{name: "tablespace-brotli-pgp", method: "brotli", timeline: "00000002", parts: []string{"part_001.tar.br"}, controlTar: "pg_control.tar.br",
+			moved: "/var/lib/postgresql/fixture/ts/far"},
 	} {
 		b, err := os.ReadFile(filepath.Join(fixtureDir, f.name, "expected.json"))
 		if err != nil {
@@ -83,7 +88,20 @@ func readFixture(t *testing.T, name string) *fixture {
 // site makes an installation whose archive is a copy of the fixture.
 func (f *fixture) site(t *testing.T) *site {
 	t.Helper()
-	s := newSite(t, "WALG_COMPRESSION_METHOD="+f.method)
+	settings := []string{"WALG_COMPRESSION_METHOD=" + f.method}
+	for _, setting := range f.Settings {
+		switch name, value, _ := strings.Cut(setting, "="); name {
+		case "WALG_PGP_KEY_PATH": // beside the archive
+			key, err := filepath.Abs(filepath.Join(fixtureDir, f.name, value))
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings = append(settings, "WALG_PGP_KEY="+readAll(t, key)) // which postgres may not be able to read
+		case "WALG_LIBSODIUM_KEY", "WALG_LIBSODIUM_KEY_TRANSFORM":
+			settings = append(settings, setting)
+		}
+	}
+	s := newSite(t, settings...)
 	if err := os.CopyFS(s.archive, os.DirFS(filepath.Join(fixtureDir, f.name, "storage"))); err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +121,16 @@ func ownAll(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// into are the arguments that restore the fixture's backup into a directory, and its tablespace into another.
+func (f *fixture) into(t *testing.T, dir, backup string) []string {
+	t.Helper()
+	args := []string{"backup-fetch", dir, backup}
+	if f.moved != "" {
+		args = append(args, "--tablespace-mapping", f.moved+"="+filepath.Join(testenv.Scratch(t), "tablespace"))
+	}
+	return args
 }
 
 // part is the place of one of the backup's tars in a site's archive.
@@ -178,10 +206,10 @@ func TestBackupsOfWALGAreListedRestoredExactlyAndRecovered(t *testing.T) {
 			f.checkList(t, s)
 			before := hashes(t, s.archive)
 			byName := filepath.Join(testenv.Scratch(t), "by name")
-			s.must(nil, "backup-fetch", byName, f.Backup)
+			s.must(nil, f.into(t, byName, f.Backup)...)
 			f.checkRestored(t, byName)
 			latest := filepath.Join(testenv.Scratch(t), "latest")
-			s.must(nil, "backup-fetch", latest, "LATEST")
+			s.must(nil, f.into(t, latest, "LATEST")...)
 			f.checkRestored(t, latest)
 
 			touch(t, filepath.Join(latest, "recovery.signal"))
@@ -236,16 +264,28 @@ func (f *fixture) checkRestored(t *testing.T, dir string) {
 	for _, file := range f.Files {
 		want[file.Path] = file.SHA256
 	}
-	if len(f.Tablespaces) != 0 {
-		t.Fatal("the fixture has tablespaces, which this check knows nothing of")
+	got := hashes(t, dir) // which finds links, too
+	for _, oid := range f.Tablespaces {
+		link := "pg_tblspc/" + oid
+		target, err := os.Readlink(filepath.Join(dir, link))
+		if err != nil {
+			t.Fatal(err)
+		}
+		delete(got, link)
+		// The server makes the links from this file, so it names the new place.
+		asWritten := sha256.Sum256([]byte(strings.ReplaceAll(readAll(t, filepath.Join(dir, "tablespace_map")), target, f.moved)))
+		got["tablespace_map"] = hex.EncodeToString(asWritten[:])
+		for name, sum := range hashes(t, target) {
+			got[link+"/"+name] = sum
+		}
 	}
-	sameHashes(t, "the restored directory", hashes(t, dir), want) // which finds links, too
+	sameHashes(t, "the restored directory", got, want)
 	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		info, err := e.Info()
-		if err != nil {
+		if err != nil || e.Type() == fs.ModeSymlink { // of a tablespace, as was checked
 			return err
 		}
 		if mode := map[bool]fs.FileMode{true: 0o700, false: 0o600}[e.IsDir()]; info.Mode().Perm() != mode {
@@ -259,8 +299,8 @@ func (f *fixture) checkRestored(t *testing.T, dir string) {
 	for _, name := range []string{"pg_wal", "pg_tblspc", "pg_notify", "pg_stat", "pg_twophase"} {
 		if entries, err := os.ReadDir(filepath.Join(dir, name)); err != nil {
 			t.Errorf("a server could not start: %v", err)
-		} else if name == "pg_tblspc" && len(entries) > 0 {
-			t.Errorf("pg_tblspc holds %s", entries[0].Name())
+		} else if name == "pg_tblspc" && len(entries) != len(f.Tablespaces) {
+			t.Errorf("pg_tblspc holds %v", entries)
 		}
 	}
 }
@@ -384,13 +424,13 @@ func TestABackupOfWALGWithAMissingObjectIsRefusedBeforeAnythingIsWritten(t *test
 				default:
 					texts = append(texts, "its part "+object+" is not in")
 				}
-				s.fails(nil, 1, texts, "backup-fetch", dir, "LATEST")
+				s.fails(nil, 1, texts, f.into(t, dir, "LATEST")...)
 				absent(t, dir)
 				if err := os.Mkdir(dir, 0o700); err != nil {
 					t.Fatal(err)
 				}
 				own(t, dir)
-				s.fails(nil, 1, texts, "backup-fetch", dir, f.Backup)
+				s.fails(nil, 1, texts, f.into(t, dir, f.Backup)...)
 				if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 					t.Errorf("a refused restore wrote %v (%v)", entries, err)
 				}
@@ -417,9 +457,10 @@ func TestADamagedPartIsNamedAndTheRestoreIsRepeatedAfterTheRepair(t *testing.T) 
 					t.Fatal(err)
 				}
 				dir := filepath.Join(testenv.Scratch(t), "restored")
+				into := f.into(t, dir, "LATEST")
 				for range 2 { // the second run meets what the first one left
 					s.fails(nil, 1, []string{"cannot unpack " + object + " of backup " + f.Backup, "unfinished restore", "begins anew"},
-						"backup-fetch", dir, "LATEST")
+						into...)
 					if _, err := os.Lstat(filepath.Join(dir, "global", "pg_control")); !errors.Is(err, fs.ErrNotExist) {
 						t.Fatalf("a failed restore can be started: global/pg_control: %v", err)
 					}
@@ -427,9 +468,9 @@ func TestADamagedPartIsNamedAndTheRestoreIsRepeatedAfterTheRepair(t *testing.T) 
 				if err := os.WriteFile(name, intact, 0o644); err != nil {
 					t.Fatal(err)
 				}
-				s.must(nil, "backup-fetch", dir, "LATEST")
+				s.must(nil, into...)
 				f.checkRestored(t, dir)
-				s.fails(nil, 1, []string{"not empty"}, "backup-fetch", dir, "LATEST") // complete: nothing to begin anew
+				s.fails(nil, 1, []string{"not empty"}, into...) // complete: nothing to begin anew
 				f.checkRestored(t, dir)
 			})
 		}

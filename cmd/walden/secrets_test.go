@@ -161,6 +161,7 @@ func TestSecretsAreShownNowhere(t *testing.T) {
 	for what, test := range map[string]func(*testing.T){
 		"by commands that succeed, nor in what they store": testSecretsOfSuccess,
 		"by commands that fail":                            testSecretsOfFailure,
+		"by encryption":                                    testSecretsOfEncryption,
 		"from wherever they are set":                       testSecretsFromEverySource,
 		"when their values are malformed":                  testMalformedSecrets,
 		"when the configuration file cannot be read":       testSecretsInBrokenFiles,
@@ -221,6 +222,65 @@ func testSecretsOfSuccess(t *testing.T) {
 	}
 }
 
+// testSecretsOfEncryption encrypts with keys of every kind, and fails to.
+func testSecretsOfEncryption(t *testing.T) {
+	names, dir := walFiles(t)
+	p := planted{}
+	s := unconfigured(t)
+	phrase, wrong, key, old := p.plant("WALG_PGP_KEY_PASSPHRASE"), p.plant("a wrong passphrase"), p.plant("WALG_LIBSODIUM_KEY"), p.plant("WALDEN_LIBSODIUM_OLD_KEYS")
+	ring := newKeyRing(t, phrase)
+	locked := ring.secret(t, phrase)
+	keys := filepath.Join(testenv.Scratch(t), "old.keys")
+	writeText(t, keys, old+"\n"+p.plant("a file of keys")[:20]+"\n")
+	// A program that is called gpg and tells all that it is given.
+	nosy := testenv.Scratch(t)
+	told := filepath.Join(nosy, "told")
+	if err := os.WriteFile(filepath.Join(nosy, "gpg"), []byte("#!/bin/sh\n{ echo \"$0 $*\"; env; } >>"+told+"\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kms := testenv.StartKMS(t)
+	service := []string{"WALG_CSE_KMS_REGION=" + kms.Region, "WALDEN_CSE_KMS_ENDPOINT=" + kms.Endpoint, "AWS_ACCESS_KEY_ID=a",
+		"AWS_SECRET_ACCESS_KEY=" + p.plant("AWS_SECRET_ACCESS_KEY"), "AWS_SESSION_TOKEN=" + p.plant("AWS_SESSION_TOKEN")}
+	for i, c := range []struct {
+		env   []string
+		works bool
+	}{
+		{[]string{"WALG_LIBSODIUM_KEY=" + key, "WALDEN_LIBSODIUM_OLD_KEYS=" + old}, true},
+		{[]string{"WALG_PGP_KEY=" + locked, "WALG_PGP_KEY_PASSPHRASE=" + phrase}, true},
+		{[]string{"GPG_KEY_ID=archive@example.org", "WALG_PGP_KEY_PASSPHRASE=" + phrase, "GNUPGHOME=" + ring.home}, true},
+		{append(slices.Clone(service), "WALG_CSE_KMS_ID="+kms.KeyID), true},
+		{append(slices.Clone(service), "WALG_CSE_KMS_ID=none"), false},
+		{[]string{"WALG_PGP_KEY=" + locked, "WALG_PGP_KEY_PASSPHRASE=" + wrong}, false},
+		{[]string{"WALG_PGP_KEY=" + locked[:len(locked)/2] + p.plant("WALG_PGP_KEY"), "WALG_PGP_KEY_PASSPHRASE=" + wrong}, false},
+		{[]string{"WALG_LIBSODIUM_KEY=" + key, "WALG_LIBSODIUM_KEY_TRANSFORM=hex"}, false},
+		{[]string{"WALG_LIBSODIUM_KEY=" + key, "WALG_LIBSODIUM_KEY_TRANSFORM=base64"}, false},
+		{[]string{"WALG_LIBSODIUM_KEY=" + key, "WALG_PGP_KEY=" + locked}, false},
+		{[]string{"WALG_LIBSODIUM_KEY_PATH=" + keys + "/x"}, false},
+		{[]string{"WALG_PGP_KEY_PATH=" + keys}, false},
+		{[]string{"WALG_LIBSODIUM_KEY=" + key, "WALDEN_LIBSODIUM_OLD_KEYS_PATH=" + keys}, false},
+		{[]string{"GPG_KEY_ID=archive@example.org", "WALG_PGP_KEY_PASSPHRASE=" + phrase, "PATH=" + nosy + ":" + os.Getenv("PATH")}, false},
+	} {
+		archive := testenv.Scratch(t)
+		env := slices.Concat(quick, []string{"WALG_FILE_PREFIX=" + archive, "WALG_COMPRESSION_METHOD=none", "WALDEN_WAL_TIMEOUT=1m"}, c.env, loud[1+i%2])
+		failed := ""
+		for _, args := range [][]string{
+			{"wal-push", filepath.Join(dir, names[0])}, {"wal-push", filepath.Join(dir, names[0])},
+			{"wal-fetch", names[0], filepath.Join(testenv.Scratch(t), "RECOVERYXLOG")}, {"backup-list"}, {"settings", "--all"},
+		} {
+			if r := s.try(t, p, env, args...); r.code != 0 {
+				failed += r.stderr
+			}
+		}
+		if c.works != (failed == "") {
+			t.Errorf("%.60q: these failed:\n%s", c.env, failed)
+		}
+		for _, name := range files(t, archive) {
+			p.seek(t, "object "+name, readAll(t, filepath.Join(archive, name)))
+		}
+	}
+	p.seek(t, "what gpg is given", readAll(t, told))
+}
+
 // onlyWithPassword makes the server ask the role locked for its password.
 func onlyWithPassword(t *testing.T, p *testenv.Postgres) {
 	t.Helper()
@@ -265,7 +325,7 @@ func failures(t *testing.T, p planted) map[string][]string {
 	pg := testenv.StartPostgres(t, testenv.PostgresOptions{TCP: true})
 	pg.Exec(t, "CREATE ROLE locked LOGIN PASSWORD 'right'")
 	onlyWithPassword(t, pg)
-	bucket, closed := server.NewBucket(t), closedPort(t)
+	bucket, closed := server.NewBucket(t), "127.0.0.1:"+closedPort(t)
 	base := func(more ...string) []string {
 		return append([]string{
 			"WALG_S3_PREFIX=s3://" + bucket + "/x", "AWS_ENDPOINT=" + server.Endpoint, "AWS_REGION=us-east-1", "AWS_S3_FORCE_PATH_STYLE=true",
@@ -345,7 +405,7 @@ func testSecretsFromEverySource(t *testing.T) {
 		t.Fatalf("only %d settings are secret", len(all))
 	}
 	archive := "WALG_FILE_PREFIX=" + testenv.Scratch(t)
-	list := []string{"backup-list"} // refuses encryption, and warns of what has no effect
+	list := []string{"backup-list"} // tries the keys, and warns of what has no effect
 	show := []string{"settings", "--all", "--json"}
 	texts := map[string]string{"yaml": "%s: %q\n", "json": "{%[1]q: %[2]q}\n", "toml": "%s = %q\n", "env": "%s='%s'\n"}
 	dir := testenv.Scratch(t)

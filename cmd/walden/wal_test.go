@@ -140,7 +140,7 @@ func TestWALFetchSaysAbsentOnlyWhenTheArchiveSaidSo(t *testing.T) {
 		{"no settings", other("empty.yaml", ""), []string{segment, "pg_wal/RECOVERYXLOG"}, 0, []string{"no storage is set", "WALG_FILE_PREFIX"}},
 		{"no configuration file", filepath.Join(s.dir, "typo.yaml"), []string{segment, "pg_wal/RECOVERYXLOG"}, 0, []string{"typo.yaml"}},
 		{"encryption", other("secret.yaml", "WALG_FILE_PREFIX: "+s.archive+"\nWALG_LIBSODIUM_KEY: \"geheim\"\n"),
-			[]string{segment, "pg_wal/RECOVERYXLOG"}, 0, []string{"WALG_LIBSODIUM_KEY", "unencrypted archives only"}},
+			[]string{segment, "pg_wal/RECOVERYXLOG"}, 0, []string{"cannot use the key of WALG_LIBSODIUM_KEY", "hint: WALG_LIBSODIUM_KEY_TRANSFORM"}},
 		{"an argument is missing", good, []string{segment}, 0, []string{"1 arguments given"}},
 		{"an unknown flag", good, []string{segment, "pg_wal/RECOVERYXLOG", "--prefetch=8"}, 0, []string{"unknown flag"}},
 	}
@@ -198,7 +198,7 @@ func TestWALPushRefusesWithoutTouchingTheArchive(t *testing.T) {
 		says           []string
 	}{
 		{"encryption", "WALG_FILE_PREFIX: " + s.archive + "\nWALG_PGP_KEY: \"-----BEGIN PGP geheim\"\n", []string{"pg_wal/" + segment},
-			[]string{"cannot encrypt as WALG_PGP_KEY", "hint: storing in the clear"}},
+			[]string{"cannot use the key of WALG_PGP_KEY", "not an armoured OpenPGP key"}},
 		{"unknown method", "WALG_FILE_PREFIX: " + s.archive + "\nWALG_COMPRESSION_METHOD: zip\n", []string{"pg_wal/" + segment},
 			[]string{"WALG_COMPRESSION_METHOD", "zip"}},
 		{"no storage", "", []string{"pg_wal/" + segment}, []string{"no storage is set"}},

@@ -253,7 +253,8 @@ func newestTimeline(dest string) wal.Timeline {
 
 func mayPass(err error, attempt int) bool {
 	switch {
-	case errors.Is(err, errLocal), errors.Is(err, errWrongCluster), errors.Is(err, errNoArchive), errors.Is(err, fs.ErrPermission), catalog.IsPermanent(err):
+	case errors.Is(err, errLocal), errors.Is(err, errWrongCluster), errors.Is(err, errNoArchive), errors.Is(err, fs.ErrPermission),
+		errors.Is(err, catalog.ErrNoSecretKey), catalog.IsPermanent(err):
 		return false
 	case errors.Is(err, errContent), errors.Is(err, catalog.ErrDamaged), errors.Is(err, errGap):
 		return attempt < damageAttempts

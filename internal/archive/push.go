@@ -75,7 +75,11 @@ func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
 	}
 	sealed, err := d.Catalog.WAL().PutNew(ctx, name, f.writeTo)
 	if errors.Is(err, catalog.ErrExists) {
-		if err := compareRepeatedly(ctx, d, f, name); err != nil {
+		err := compareRepeatedly(ctx, d, f, name)
+		if errors.Is(err, catalog.ErrNoSecretKey) {
+			return compareSize(ctx, d, f, name, err)
+		}
+		if err != nil {
 			return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
 		}
 		d.Log.Info("archived already with equal content", "action", "wal-push", "seg", name, "state", "complete", "size", f.size)
@@ -205,6 +209,23 @@ func compareArchived(ctx context.Context, d Deps, f *file, name string) error {
 		return hint.With(fmt.Errorf("%w (%s)", ErrDifferentContent, origins(head, f)),
 			"two clusters may archive to this prefix, or a copy of this cluster did; give every cluster a prefix of its own")
 	}
+	return nil
+}
+
+// compareSize is for a server that has a public key only, and archives again what its answer was lost for, as PostgreSQL does after a
+// crash: it cannot decrypt what is there. The archive is this cluster's, and with another content the size would be another one
+// after compression, so that an equal size is enough; refusing would have the server keep all its WAL until somebody comes.
+func compareSize(ctx context.Context, d Deps, f *file, name string, unreadable error) error {
+	same, err := d.Catalog.WAL().SameSize(ctx, name, f.writeTo)
+	if err != nil {
+		return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
+	}
+	if !same {
+		return hint.With(fmt.Errorf("cannot archive %s to %s: %w, or was compressed in another way (%w)", name, d.Catalog, ErrDifferentContent, unreadable),
+			"with the secret key wal-push compares the contents; two clusters may archive to this prefix, or a copy of this cluster did")
+	}
+	d.Log.Warn("archived already with equal size; the contents cannot be compared with a public key", "action", "wal-push", "seg", name,
+		"state", "complete", "size", f.size)
 	return nil
 }
 

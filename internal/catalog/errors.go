@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"gitlab.com/walden-pg/walden/internal/codec"
+	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
@@ -11,6 +12,8 @@ var (
 	ErrExists = storage.ErrExists
 	// ErrDamaged says that stored bytes are not what was written.
 	ErrDamaged = codec.ErrDamaged
+	// ErrNoSecretKey says that the keys that are given encrypt and do not decrypt.
+	ErrNoSecretKey = crypt.ErrNoSecretKey
 )
 
 // IsPermanent tells whether trying again cannot help: wrong credentials, a missing bucket, the wrong cluster.

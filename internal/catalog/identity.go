@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
@@ -168,6 +169,10 @@ func (c *Catalog) deduce(ctx context.Context) (Cluster, string, error) {
 		return Cluster{}, "", err
 	}
 	h, err := c.WAL().header(ctx, name)
+	if errors.Is(err, ErrNoSecretKey) {
+		return Cluster{}, "", hint.With(fmt.Errorf("cannot tell which cluster %s belongs to: %w", c, err),
+			"`walden archive accept PGDATA` says once that it is this cluster's")
+	}
 	if err != nil {
 		return Cluster{}, "", fmt.Errorf("cannot tell which cluster %s belongs to: %w", c, err)
 	}
@@ -180,7 +185,8 @@ func (c *Catalog) Accept(ctx context.Context, ours Cluster) (Identity, error) {
 	id, err := c.Identity(ctx)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if id.Current, _, err = c.deduce(ctx); err != nil {
+		// Without the key that would tell, it is the operator who knows.
+		if id.Current, _, err = c.deduce(ctx); err != nil && !errors.Is(err, ErrNoSecretKey) {
 			return Identity{}, err
 		}
 	case err != nil:

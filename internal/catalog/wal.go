@@ -74,6 +74,22 @@ func (w *WAL) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	return w.c.repo.Open(ctx, o.Key)
 }
 
+// SameSize tells whether an archived file has the size that it would have if it were archived now with the content that write
+// produces: for those who cannot decrypt it. False also means that it was compressed in another way.
+func (w *WAL) SameSize(ctx context.Context, name string, write func(io.Writer) error) (bool, error) {
+	o, err := w.c.repo.Find(ctx, walDir+name)
+	if err != nil {
+		return false, err
+	}
+	if o.Key != w.c.repo.Names(walDir + name)[0] {
+		return false, nil
+	}
+	size, err := w.c.repo.Measure(write)
+	// A session key encrypted with RSA is a number, which is written without its leading zeros, for each recipient.
+	const slack = 16
+	return err == nil && max(size-o.Size, o.Size-size) <= slack, err
+}
+
 // Has tells whether a file is archived.
 func (w *WAL) Has(ctx context.Context, name string) (bool, error) {
 	_, err := w.c.repo.Find(ctx, walDir+name)

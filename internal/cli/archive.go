@@ -85,7 +85,7 @@ func (a *app) archiveCatalog(cmd *cobra.Command) (*catalog.Catalog, error) {
 	if err := a.load(false); err != nil {
 		return nil, err
 	}
-	c, _, err := a.openCatalog(cmd.Context())
+	c, _, err := a.openCatalog(cmd.Context(), toLook)
 	if err != nil {
 		return nil, err
 	}

@@ -92,7 +92,7 @@ func fetchOptions(dir, specFile, walDir string, mappings []string) (restore.Opti
 
 func (a *app) runBackupFetch(ctx context.Context, which, userData string, o restore.Options) error {
 	debug.SetGCPercent(gcPercent)
-	c, _, err := a.openCatalog(ctx)
+	c, _, err := a.openCatalog(ctx, toDecrypt)
 	if err != nil {
 		return err
 	}

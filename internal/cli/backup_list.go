@@ -33,7 +33,7 @@ func (a *app) backupList() *cobra.Command {
 				return err
 			}
 			a.setTarget(storage)
-			c, _, err := a.openCatalog(cmd.Context())
+			c, _, err := a.openCatalog(cmd.Context(), toLook)
 			if err != nil {
 				return err
 			}

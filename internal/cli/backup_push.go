@@ -89,7 +89,7 @@ func (a *app) setTarget(name string) {
 
 func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked bool) error {
 	debug.SetGCPercent(gcPercent)
-	c, method, err := a.openCatalog(ctx)
+	c, method, err := a.openCatalog(ctx, toEncrypt)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	o.Disk = a.diskLimiter()
 	o.ArchiveWait = a.config.Backup.ArchiveWaitTimeout
 	o.Hostname, o.Version = hostname(), a.process.Version
-	o.Compression, o.Encryption = method.Name(), "none"
+	o.Compression, o.Encryption = method.Name(), a.cipher.Name()
 
 	out, err := backup.Push(ctx, backup.Deps{Catalog: c, Server: server, Log: a.log, Progress: a.progress("backup-push")}, o)
 	if err == nil {

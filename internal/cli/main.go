@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/config"
+	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/storage/fs"
 )
@@ -73,6 +74,7 @@ type app struct {
 	config  config.Config
 	log     *slog.Logger
 	closers []func() error
+	cipher  crypt.Cipher // of the open archive
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
 	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 	files      *fs.Store // the archive where it is a directory, else nil

@@ -8,13 +8,11 @@ import (
 	"os"
 	"path"
 	"runtime"
-	"strings"
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
-	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/postgres"
 	"gitlab.com/walden-pg/walden/internal/repo"
@@ -23,12 +21,8 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage/s3"
 )
 
-// openCatalog opens the archive that the settings name.
-func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, error) {
-	if e := a.config.Encryption; e.Requested {
-		return nil, nil, hint.With(fmt.Errorf("cannot encrypt as %s ask for: this version of walden writes and reads unencrypted archives only",
-			strings.Join(e.By, ", ")), "storing in the clear what should be encrypted is never right, so nothing was done")
-	}
+// openCatalog opens the archive that the settings name, with keys that can do what they are needed for.
+func (a *app) openCatalog(ctx context.Context, needed use) (*catalog.Catalog, codec.Codec, error) {
 	if t := a.config.Storage.Target; t != "" && t != "default" {
 		return nil, nil, fmt.Errorf("cannot use the storage %q: this version of walden knows the storage \"default\" only", t)
 	}
@@ -40,11 +34,14 @@ func (a *app) openCatalog(ctx context.Context) (*catalog.Catalog, codec.Codec, e
 	if err != nil {
 		return nil, nil, err
 	}
+	if a.cipher, err = a.openCipher(ctx, needed); err != nil {
+		return nil, nil, err
+	}
 	s, err := a.openStorage(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return catalog.New(repo.New(s, c, crypt.None{}, repo.Options{Log: a.log}), a.log), c, nil
+	return catalog.New(repo.New(s, c, a.cipher, repo.Options{Log: a.log}), a.log), c, nil
 }
 
 // seams are where tests come between walden and its storage: directly around the backend, where a failure is one that may

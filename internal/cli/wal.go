@@ -40,7 +40,7 @@ func (a *app) walPush() *cobra.Command {
 			}
 			a.setTarget(target)
 			a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
-			c, _, err := a.openCatalog(cmd.Context())
+			c, _, err := a.openCatalog(cmd.Context(), toEncrypt)
 			if err != nil {
 				return err
 			}
@@ -98,7 +98,7 @@ func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {
 		return err
 	}
 	a.setTarget(target)
-	c, _, err := a.openCatalog(cmd.Context())
+	c, _, err := a.openCatalog(cmd.Context(), toDecrypt)
 	if err != nil {
 		return err
 	}

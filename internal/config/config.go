@@ -133,29 +133,46 @@ type Compression struct {
 	ZstdLevel string // "fastest", "default", "better", "best"
 }
 
+// Method is a way of encrypting.
+type Method string
+
+// The methods. Only one can be in use.
+const (
+	MethodNone    Method = ""
+	MethodOpenPGP Method = "OpenPGP"
+	MethodGnuPG   Method = "OpenPGP with the key ring of GnuPG"
+	MethodAWSKMS  Method = "AWS KMS"
+	MethodSodium  Method = "libsodium"
+)
+
 // Encryption holds what is set about encryption. A caller that cannot encrypt as requested must refuse to run.
 type Encryption struct {
 	Requested bool     // any setting of this group is set to something
 	By        []string // names under which they were found, in the order of the documentation
+	Method    Method   // with which key what is written is encrypted; MethodNone if only other settings of the group are set
+	Refused   string   // why walden must not run with these settings; "" if it can
 
 	LibsodiumKey          Secret
 	LibsodiumKeyPath      string // file name
 	LibsodiumKeyTransform string // "none", "hex", "base64"
 
-	PGPKey           Secret // armoured key
+	PGPKey           Secret // armoured keys
 	PGPKeyPath       string // file name
 	PGPKeyPassphrase Secret
 	GPGKeyID         string
 
-	EnvelopePGPKey             Secret // armoured, encrypted key
-	EnvelopePGPKeyPath         string // file name
-	EnvelopeYCKMSKeyID         string
-	EnvelopeYCServiceAccount   string // file name
-	EnvelopeYCEndpoint         string
-	EnvelopeCacheExpiration    time.Duration // 0 = never expires
-	AWSKMSKeyID, AWSKMSRegion  string
-	YCKMSKeyID                 string
-	YCKMSServiceAccountKeyFile string // file name
+	AWSKMSKeyID    string
+	AWSKMSRegion   string
+	AWSKMSEndpoint string // URL
+
+	// For reading only.
+	LibsodiumOldKeys     Secret // separated by white space, each with or without a transform and a colon in front
+	LibsodiumOldKeysPath string // file name
+	PGPOldKeys           Secret // armoured keys
+	PGPOldKeysPath       string // file name
+	PGPOldKeysPassphrase Secret
+	ReadAWSKMS           bool
+	ReadUnencrypted      bool
 }
 
 // Backup holds the settings of backup-push.

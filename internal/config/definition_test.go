@@ -39,7 +39,7 @@ func TestDocsAreCurrent(t *testing.T) {
 // drawn are the fields that hold conclusions from settings and not a setting.
 var drawn = map[string]bool{
 	"Storage.Kind": true, "Storage.Setting": true, "Storage.Bucket": true, "Storage.Path": true,
-	"Encryption.Requested": true, "Encryption.By": true,
+	"Encryption.Requested": true, "Encryption.By": true, "Encryption.Method": true, "Encryption.Refused": true,
 }
 
 func TestEveryFieldIsBoundToOneDefinition(t *testing.T) {

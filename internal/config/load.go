@@ -338,11 +338,77 @@ func (l *loader) checkTogether() {
 	if c.Backup.DeltaFromName != "" && c.Backup.DeltaFromUserData != "" {
 		l.fault("cannot use WALG_DELTA_FROM_NAME: WALG_DELTA_FROM_USER_DATA is set as well, and only one can name the base")
 	}
+	l.chooseEncryption()
+}
+
+// methods are the settings that hold or name a key to encrypt with. Only one of them can be set, as the last may not have been
+// meant to replace the first: WAL-G would use the first that it finds.
+var methods = []struct {
+	setting string
+	method  Method
+}{
+	{"WALG_PGP_KEY", MethodOpenPGP}, {"WALG_PGP_KEY_PATH", MethodOpenPGP}, {"GPG_KEY_ID", MethodGnuPG},
+	{"WALG_CSE_KMS_ID", MethodAWSKMS}, {"WALG_LIBSODIUM_KEY", MethodSodium}, {"WALG_LIBSODIUM_KEY_PATH", MethodSodium},
+}
+
+// chooseEncryption takes the one key to encrypt with. What is set about encryption and without effect is refused rather than
+// warned of: whoever set it may believe that something is encrypted.
+func (l *loader) chooseEncryption() {
+	e := &l.config.Encryption
 	for i, d := range l.definitions {
-		if g, ok := l.winner(i); ok && d.Group == groupEncryption && !d.isDefault(g.text) {
-			c.Encryption.Requested = true
-			c.Encryption.By = append(c.Encryption.By, g.name)
+		g, ok := l.winner(i)
+		if !ok || d.Group != groupEncryption || d.isDefault(g.text) {
+			continue
 		}
+		e.Requested = true
+		e.By = append(e.By, g.name)
+		if d.Effect != "" {
+			e.Refused = g.name + " is set: " + d.Effect
+		}
+	}
+	var by string
+	for _, m := range methods {
+		name := l.found(m.setting)
+		switch {
+		case name == "":
+		case by != "":
+			e.Refused = fmt.Sprintf("both %s and %s are set, and only one key can encrypt; for reading what was encrypted with another one, there are "+
+				"WALDEN_LIBSODIUM_OLD_KEYS, WALDEN_PGP_OLD_KEYS and WALDEN_READ_CSE_KMS", by, name)
+		default:
+			e.Method, by = m.method, name
+		}
+	}
+	for _, pair := range [][2]string{
+		{"WALDEN_LIBSODIUM_OLD_KEYS", "WALDEN_LIBSODIUM_OLD_KEYS_PATH"}, {"WALDEN_PGP_OLD_KEYS", "WALDEN_PGP_OLD_KEYS_PATH"},
+	} {
+		if l.found(pair[0]) != "" && l.found(pair[1]) != "" {
+			e.Refused = fmt.Sprintf("both %s and %s are set; the file can hold all keys", pair[0], pair[1])
+		}
+	}
+	for _, part := range []struct{ name, without string }{
+		{"WALG_PGP_KEY_PASSPHRASE", "an OpenPGP key"}, {"WALG_LIBSODIUM_KEY_TRANSFORM", "a key for libsodium"},
+		{"WALG_CSE_KMS_REGION", "a key of AWS KMS"}, {"WALDEN_CSE_KMS_ENDPOINT", "a key of AWS KMS"},
+		{"WALDEN_PGP_OLD_KEYS_PASSPHRASE", "WALDEN_PGP_OLD_KEYS"},
+	} {
+		if name := l.found(part.name); name != "" && slices.Contains(e.By, name) && !l.belongs(part.name) && e.Refused == "" {
+			e.Refused = fmt.Sprintf("%s is set without %s", name, part.without)
+		}
+	}
+}
+
+// belongs tells whether there is a key that a setting says more about.
+func (l *loader) belongs(setting string) bool {
+	e := l.config.Encryption
+	oldPGP := e.PGPOldKeys.IsSet() || e.PGPOldKeysPath != ""
+	switch setting {
+	case "WALG_PGP_KEY_PASSPHRASE":
+		return e.Method == MethodOpenPGP || e.Method == MethodGnuPG || oldPGP
+	case "WALG_LIBSODIUM_KEY_TRANSFORM":
+		return e.Method == MethodSodium || e.LibsodiumOldKeys.IsSet() || e.LibsodiumOldKeysPath != ""
+	case "WALDEN_PGP_OLD_KEYS_PASSPHRASE":
+		return oldPGP
+	default:
+		return e.Method == MethodAWSKMS || e.ReadAWSKMS
 	}
 }
 

@@ -270,11 +270,53 @@ func TestEncryptionIsRequestedByAnySettingOfIt(t *testing.T) {
 				value = "hex"
 			case Duration:
 				value = "1h"
+			case Boolean:
+				value = "true"
 			}
 			e := mustLoad(t, Input{Environ: []string{name + "=" + value}}).Encryption
 			if !e.Requested || !slices.Equal(e.By, []string{name}) {
 				t.Errorf("%s: %v %v", name, e.Requested, e.By)
 			}
+		}
+	}
+}
+
+func TestOneKeyEncryptsAndEverySettingOfEncryptionHasAKey(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		environ []string
+		method  Method
+		refused string
+	}{
+		{nil, MethodNone, ""},
+		{[]string{"WALG_PGP_KEY=k", "WALG_PGP_KEY_PASSPHRASE=p"}, MethodOpenPGP, ""},
+		{[]string{"WALG_PGP_KEY_PATH=/k"}, MethodOpenPGP, ""},
+		{[]string{"GPG_KEY_ID=k", "WALG_GPG_KEY_ID=k", "WALG_PGP_KEY_PASSPHRASE=p"}, MethodGnuPG, ""},
+		{[]string{"WALE_GPG_KEY_ID=k"}, MethodGnuPG, ""},
+		{[]string{"WALG_CSE_KMS_ID=k", "WALG_CSE_KMS_REGION=r", "WALDEN_CSE_KMS_ENDPOINT=http://h"}, MethodAWSKMS, ""},
+		{[]string{"WALG_LIBSODIUM_KEY=k", "WALG_LIBSODIUM_KEY_TRANSFORM=hex"}, MethodSodium, ""},
+		{[]string{"WALG_LIBSODIUM_KEY_PATH=/k", "WALDEN_PGP_OLD_KEYS=k", "WALDEN_PGP_OLD_KEYS_PASSPHRASE=p", "WALDEN_READ_CSE_KMS=true",
+			"WALG_CSE_KMS_REGION=r", "WALDEN_READ_UNENCRYPTED=true"}, MethodSodium, ""},
+		{[]string{"WALDEN_LIBSODIUM_OLD_KEYS=k", "WALG_LIBSODIUM_KEY_TRANSFORM=hex"}, MethodNone, ""},
+		{[]string{"WALG_PGP_KEY_PASSPHRASE=p"}, MethodNone, "WALG_PGP_KEY_PASSPHRASE is set without an OpenPGP key"},
+		{[]string{"WALG_PGP_KEY=k", "WALG_LIBSODIUM_KEY_TRANSFORM=hex"}, MethodOpenPGP, "WALG_LIBSODIUM_KEY_TRANSFORM is set without a key for libsodium"},
+		{[]string{"WALG_LIBSODIUM_KEY=k", "WALG_CSE_KMS_REGION=r"}, MethodSodium, "WALG_CSE_KMS_REGION is set without a key of AWS KMS"},
+		{[]string{"WALG_PGP_KEY=k", "WALDEN_PGP_OLD_KEYS_PASSPHRASE=p"}, MethodOpenPGP, "WALDEN_PGP_OLD_KEYS_PASSPHRASE is set without WALDEN_PGP_OLD_KEYS"},
+		{[]string{"YC_CSE_KMS_KEY_ID=k"}, MethodNone, "YC_CSE_KMS_KEY_ID is set: " + noYandex},
+		{[]string{"WALG_ENVELOPE_PGP_KEY_PATH=k", "WALG_PGP_KEY=k"}, MethodOpenPGP, "WALG_ENVELOPE_PGP_KEY_PATH is set: " + noYandex},
+	} {
+		if e := mustLoad(t, Input{Environ: test.environ}).Encryption; e.Method != test.method || e.Refused != test.refused {
+			t.Errorf("%q: method %q, refused %q", test.environ, e.Method, e.Refused)
+		}
+	}
+	for _, test := range []struct{ a, b string }{
+		{"WALG_PGP_KEY", "WALG_PGP_KEY_PATH"}, {"WALG_PGP_KEY", "WALG_LIBSODIUM_KEY"}, {"WALG_PGP_KEY_PATH", "WALE_GPG_KEY_ID"},
+		{"WALG_GPG_KEY_ID", "WALG_CSE_KMS_ID"}, {"WALG_CSE_KMS_ID", "WALG_LIBSODIUM_KEY"}, {"WALG_LIBSODIUM_KEY", "WALG_LIBSODIUM_KEY_PATH"},
+		{"WALDEN_LIBSODIUM_OLD_KEYS", "WALDEN_LIBSODIUM_OLD_KEYS_PATH"}, {"WALDEN_PGP_OLD_KEYS", "WALDEN_PGP_OLD_KEYS_PATH"},
+	} {
+		e := mustLoad(t, Input{Environ: []string{test.a + "=unsaid", test.b + "=unsaid"}}).Encryption
+		if !strings.HasPrefix(e.Refused, "both "+test.a+" and "+test.b+" are set") {
+			t.Errorf("%s and %s: %q", test.a, test.b, e.Refused)
 		}
 	}
 }

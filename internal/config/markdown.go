@@ -100,8 +100,11 @@ var groupIntroductions = map[string]string{
 	groupStorage: "Backups and WAL lie below one prefix. Of several that are set, the first in this order is used, with a warning: " +
 		"OSS, S3, file, Google Cloud Storage, Azure, Swift, SSH.",
 	groupPostgres: "What is not set is as libpq has it.",
-	groupEncryption: "walden does not encrypt. If any of these is set, it refuses to run, rather than store readable what was meant " +
-		"to be encrypted.",
+	groupEncryption: "Everything that is pushed is encrypted with one key: one of `WALG_PGP_KEY`, `WALG_PGP_KEY_PATH`, `GPG_KEY_ID`, " +
+		"`WALG_CSE_KMS_ID`, `WALG_LIBSODIUM_KEY` and\n`WALG_LIBSODIUM_KEY_PATH`. Two of them, settings that say more about a key that is not set, and a key that " +
+		"cannot encrypt are errors: walden stores nothing\nreadable that was meant to be encrypted. Names of backups and files, sizes, times, and the documents " +
+		"(JSON) are never encrypted.\n\nTo change the key, or the way of encrypting, set the new key, and give the old one by a setting that is for reading only: " +
+		"`WALDEN_LIBSODIUM_OLD_KEYS`,\n`WALDEN_PGP_OLD_KEYS`, `WALDEN_READ_CSE_KMS`. What was pushed before stays readable.",
 	groupGCS:   "walden refuses to run with this storage.",
 	groupAzure: "walden refuses to run with this storage.",
 	groupSwift: "walden refuses to run with this storage.",

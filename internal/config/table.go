@@ -59,6 +59,7 @@ const (
 	toEndpoint = "walden connects to AWS_ENDPOINT itself"
 	noLock     = "walden sets no object lock; give the bucket a default retention"
 	fromServer = "walden takes it from the cluster itself"
+	noYandex   = "walden refuses to run, since it does not use the KMS of Yandex Cloud; encrypt with OpenPGP, libsodium or AWS KMS"
 )
 
 // Definitions returns all settings in the order of the documentation.
@@ -345,59 +346,88 @@ func compression() []Definition {
 }
 
 func encryption() []Definition {
-	return inGroup(groupEncryption, []Definition{
+	definitions := []Definition{
+		{Name: "WALG_PGP_KEY", Type: Text, Secret: true,
+			Help: "Armoured OpenPGP keys, public or secret; `\\n` stands for line ends. Everything is encrypted to all of them. Public ones " +
+				"suffice to push; to fetch takes a secret one.",
+			field: func(c *Config) any { return &c.Encryption.PGPKey }},
+		{Name: "WALG_PGP_KEY_PATH", Type: Path,
+			Help:  "File that contains the armoured OpenPGP keys.",
+			field: func(c *Config) any { return &c.Encryption.PGPKeyPath }},
+		{Name: "WALG_PGP_KEY_PASSPHRASE", Type: Text, Secret: true,
+			Help:  "Passphrase of the secret OpenPGP keys, those of GnuPG included.",
+			field: func(c *Config) any { return &c.Encryption.PGPKeyPassphrase }},
+		{Name: "GPG_KEY_ID", Aliases: []string{"WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID"}, Type: Text,
+			Help: "OpenPGP key in the key ring of the account's GnuPG: key ID, fingerprint or user ID. walden takes it from there each time, " +
+				"by running `gpg`.",
+			field: func(c *Config) any { return &c.Encryption.GPGKeyID }},
+		{Name: "WALG_CSE_KMS_ID", Type: Text,
+			Help: "Key in AWS KMS, a symmetric one: ID, ARN or alias. It encrypts the data key that each object begins with. The credentials are " +
+				"those of S3.",
+			field: func(c *Config) any { return &c.Encryption.AWSKMSKeyID }},
+		{Name: "WALG_CSE_KMS_REGION", Type: Text,
+			Help:  "Region of the key in AWS KMS, if it is not that of the AWS configuration.",
+			field: func(c *Config) any { return &c.Encryption.AWSKMSRegion }},
+		{Name: "WALDEN_CSE_KMS_ENDPOINT", Type: URL, Since: firstRelease,
+			Help:  "Address of AWS KMS, if it is not that of the region.",
+			field: func(c *Config) any { return &c.Encryption.AWSKMSEndpoint }},
 		{Name: "WALG_LIBSODIUM_KEY", Type: Text, Secret: true,
 			Help:  "Key for libsodium's secretstream.",
 			field: func(c *Config) any { return &c.Encryption.LibsodiumKey }},
 		{Name: "WALG_LIBSODIUM_KEY_PATH", Type: Path,
-			Help:  "File that contains the key for libsodium.",
+			Help:  "File that contains the key for libsodium. White space around it does not count.",
 			field: func(c *Config) any { return &c.Encryption.LibsodiumKeyPath }},
 		{Name: "WALG_LIBSODIUM_KEY_TRANSFORM", Type: Choice, Choices: []string{"none", "hex", "base64"}, Default: "none",
-			Help:  "How the key for libsodium is written.",
+			Help: "How the key for libsodium is written: `none` takes at least 25 bytes as they are, of which the first 32 count; `hex` and " +
+				"`base64` spell exactly 32 bytes.",
 			field: func(c *Config) any { return &c.Encryption.LibsodiumKeyTransform }},
-		{Name: "WALG_PGP_KEY", Type: Text, Secret: true,
-			Help:  "Armoured OpenPGP key.",
-			field: func(c *Config) any { return &c.Encryption.PGPKey }},
-		{Name: "WALG_PGP_KEY_PATH", Type: Path,
-			Help:  "File that contains the OpenPGP key.",
-			field: func(c *Config) any { return &c.Encryption.PGPKeyPath }},
-		{Name: "WALG_PGP_KEY_PASSPHRASE", Type: Text, Secret: true,
-			Help:  "Passphrase of the OpenPGP key.",
-			field: func(c *Config) any { return &c.Encryption.PGPKeyPassphrase }},
-		{Name: "GPG_KEY_ID", Aliases: []string{"WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID"}, Type: Text,
-			Help:  "Key in GnuPG's key ring.",
-			field: func(c *Config) any { return &c.Encryption.GPGKeyID }},
+
+		{Name: "WALDEN_LIBSODIUM_OLD_KEYS", Type: Text, Secret: true, Since: firstRelease,
+			Help: "Earlier keys for libsodium, for reading only, separated by white space: written as `WALG_LIBSODIUM_KEY_TRANSFORM` says, or " +
+				"otherwise with `none:`, `hex:` or `base64:` in front.",
+			field: func(c *Config) any { return &c.Encryption.LibsodiumOldKeys }},
+		{Name: "WALDEN_LIBSODIUM_OLD_KEYS_PATH", Type: Path, Since: firstRelease,
+			Help:  "File that contains such keys.",
+			field: func(c *Config) any { return &c.Encryption.LibsodiumOldKeysPath }},
+		{Name: "WALDEN_PGP_OLD_KEYS", Type: Text, Secret: true, Since: firstRelease,
+			Help:  "Earlier OpenPGP keys, armoured and secret, for reading only.",
+			field: func(c *Config) any { return &c.Encryption.PGPOldKeys }},
+		{Name: "WALDEN_PGP_OLD_KEYS_PATH", Type: Path, Since: firstRelease,
+			Help:  "File that contains such keys.",
+			field: func(c *Config) any { return &c.Encryption.PGPOldKeysPath }},
+		{Name: "WALDEN_PGP_OLD_KEYS_PASSPHRASE", Type: Text, Secret: true, Since: firstRelease,
+			Help:  "Their passphrase, if it is not `WALG_PGP_KEY_PASSPHRASE`.",
+			field: func(c *Config) any { return &c.Encryption.PGPOldKeysPassphrase }},
+		{Name: "WALDEN_READ_CSE_KMS", Type: Boolean, Default: "false", Since: firstRelease,
+			Help:  "Also read what was encrypted with AWS KMS earlier. The service knows with which key.",
+			field: func(c *Config) any { return &c.Encryption.ReadAWSKMS }},
+		{Name: "WALDEN_READ_UNENCRYPTED", Type: Boolean, Default: "false", Since: firstRelease,
+			Help: "Also read what is not encrypted, from before keys were set. Whoever can write to the storage can then have walden read what " +
+				"he likes: for the time until nothing of it is left.",
+			field: func(c *Config) any { return &c.Encryption.ReadUnencrypted }},
+	}
+	foreign := []Definition{
 		{Name: "WALG_ENVELOPE_PGP_KEY", Type: Text, Secret: true,
-			Help:  "OpenPGP key, itself encrypted by a key management service.",
-			field: func(c *Config) any { return &c.Encryption.EnvelopePGPKey }},
+			Help: "OpenPGP key, itself encrypted by Yandex Cloud's KMS."},
 		{Name: "WALG_ENVELOPE_PGP_KEY_PATH", Type: Path,
-			Help:  "File that contains the encrypted OpenPGP key.",
-			field: func(c *Config) any { return &c.Encryption.EnvelopePGPKeyPath }},
+			Help: "File that contains the encrypted OpenPGP key."},
 		{Name: "WALG_ENVELOPE_PGP_YC_CSE_KMS_KEY_ID", Type: Text,
-			Help:  "Key in Yandex Cloud's KMS that decrypts the OpenPGP key.",
-			field: func(c *Config) any { return &c.Encryption.EnvelopeYCKMSKeyID }},
+			Help: "Key in Yandex Cloud's KMS that decrypts the OpenPGP key."},
 		{Name: "WALG_ENVELOPE_PGP_YC_SERVICE_ACCOUNT_KEY_FILE", Type: Path,
-			Help:  "Credentials for that KMS.",
-			field: func(c *Config) any { return &c.Encryption.EnvelopeYCServiceAccount }},
+			Help: "Credentials for that KMS."},
 		{Name: "WALG_ENVELOPE_PGP_YC_ENDPOINT", Type: Text,
-			Help:  "Address of that KMS.",
-			field: func(c *Config) any { return &c.Encryption.EnvelopeYCEndpoint }},
+			Help: "Address of that KMS."},
 		{Name: "WALG_ENVELOPE_CACHE_EXPIRATION", Type: Duration, Default: "0", bounds: atLeast(0),
-			Help:  "How long the decrypted key may be reused; 0 for as long as the process runs.",
-			field: func(c *Config) any { return &c.Encryption.EnvelopeCacheExpiration }},
-		{Name: "WALG_CSE_KMS_ID", Type: Text,
-			Help:  "Key in AWS KMS.",
-			field: func(c *Config) any { return &c.Encryption.AWSKMSKeyID }},
-		{Name: "WALG_CSE_KMS_REGION", Type: Text,
-			Help:  "Region of the key in AWS KMS.",
-			field: func(c *Config) any { return &c.Encryption.AWSKMSRegion }},
+			Help: "How long the decrypted key may be reused; 0 for as long as the process runs."},
 		{Name: "YC_CSE_KMS_KEY_ID", Type: Text,
-			Help:  "Key in Yandex Cloud's KMS.",
-			field: func(c *Config) any { return &c.Encryption.YCKMSKeyID }},
+			Help: "Key in Yandex Cloud's KMS."},
 		{Name: "YC_SERVICE_ACCOUNT_KEY_FILE", Type: Path,
-			Help:  "Credentials for Yandex Cloud's KMS.",
-			field: func(c *Config) any { return &c.Encryption.YCKMSServiceAccountKeyFile }},
-	})
+			Help: "Credentials for Yandex Cloud's KMS."},
+	}
+	for i := range foreign {
+		foreign[i].Effect = noYandex
+	}
+	return inGroup(groupEncryption, append(definitions, foreign...))
 }
 
 func backup() []Definition {

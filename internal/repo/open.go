@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"hash"
 	"io"
+
+	"gitlab.com/walden-pg/walden/internal/codec"
+	"gitlab.com/walden-pg/walden/internal/crypt"
 )
 
 // Open opens an object, named with its extension, for reading what was written into it. io.EOF comes only after a
-// complete object. Errors that blame its bytes are codec.ErrDamaged or the cipher's; errors of the storage are
+// complete object. Errors that blame its bytes are codec.ErrDamaged, those of the cipher too; errors of the storage are
 // returned as they are.
 func (r *Repo) Open(ctx context.Context, object string) (io.ReadCloser, error) {
 	body, err := r.store.Get(ctx, object)
@@ -40,11 +43,22 @@ func (r *Repo) unseal(object string, raw io.Reader, body io.Closer) (*opened, er
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot decrypt %q from %s: %w", object, r.store, err), body.Close())
 	}
-	plain, err := r.decoder(object).NewReader(decrypted)
+	plain, err := r.decoder(object).NewReader(undecrypted{decrypted})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot decompress %q from %s: %w", object, r.store, err), body.Close())
 	}
 	return &opened{plain: plain, body: body, what: fmt.Sprintf("cannot read %q from %s", object, r.store)}, nil
+}
+
+// undecrypted gives the cipher's complaints of an object's bytes the class that callers know.
+type undecrypted struct{ r io.Reader }
+
+func (u undecrypted) Read(p []byte) (int, error) {
+	n, err := u.r.Read(p)
+	if errors.Is(err, crypt.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", codec.ErrDamaged, err)
+	}
+	return n, err
 }
 
 // opened is an object being read.

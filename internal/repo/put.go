@@ -39,6 +39,21 @@ func (r *Repo) PutNew(ctx context.Context, name string, write func(io.Writer) er
 	return r.put(ctx, target{name + r.codec.Extension(), r.store.PutNew, r.codec, r.cipher}, write)
 }
 
+// Measure returns the size in bytes that an object has as stored with what write produces. Nothing is stored.
+func (r *Repo) Measure(write func(io.Writer) error) (int64, error) {
+	sealed := &countingWriter{w: io.Discard}
+	encrypted, err := r.cipher.Encrypt(sealed)
+	if err != nil {
+		return 0, fmt.Errorf("cannot encrypt: %w", err)
+	}
+	compressed, err := r.codec.NewWriter(encrypted)
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("cannot compress: %w", err), encrypted.Close())
+	}
+	err = errors.Join(write(compressed), compressed.Close(), encrypted.Close())
+	return sealed.n, err
+}
+
 // target is where and how an object is stored.
 type target struct {
 	object string
@@ -234,7 +249,7 @@ func (r *Repo) hash(ctx context.Context, object string) (Sealed, error) {
 	return s, errors.Join(err, body.Close())
 }
 
-// countingWriter counts the bytes before compression.
+// countingWriter counts bytes.
 type countingWriter struct {
 	w io.Writer
 	n int64

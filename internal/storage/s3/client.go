@@ -48,7 +48,7 @@ const (
 // newClient loads the SDK's configuration (files and environment, no network) and lays o over it.
 func (s *Store) newClient(ctx context.Context) (*s3.Client, error) {
 	o := s.o
-	cfg, err := loadConfig(ctx, o)
+	cfg, err := LoadConfig(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func (s *Store) newClient(ctx context.Context) (*s3.Client, error) {
 		return nil, err
 	}
 	provider := &renewedCredentials{provider: cfg.Credentials, load: func(ctx context.Context) (aws.CredentialsProvider, error) {
-		cfg, err := loadConfig(ctx, o)
+		cfg, err := LoadConfig(ctx, o)
 		return cfg.Credentials, err
 	}}
 	if o.AccessKeyID != "" && o.RoleARN == "" {
@@ -93,7 +93,9 @@ func (s *Store) newClient(ctx context.Context) (*s3.Client, error) {
 	return client, nil
 }
 
-func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
+// LoadConfig loads the SDK's configuration (files and environment, no network) and lays region and credentials of o over it. It
+// serves other services of AWS, too.
+func LoadConfig(ctx context.Context, o Options) (aws.Config, error) {
 	options := []func(*config.LoadOptions) error{
 		config.WithLogger(logging.Nop{}),
 		config.WithAppID("walden"),
