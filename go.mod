@@ -3,6 +3,7 @@ module gitlab.com/walden-pg/walden
 go 1.26.0
 
 require (
+	github.com/anchore/go-lzo v0.1.1
 	github.com/andybalholm/brotli v1.2.8
 	github.com/aws/aws-sdk-go-v2 v1.47.7
 	github.com/aws/aws-sdk-go-v2/config v1.33.15
