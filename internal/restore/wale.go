@@ -3,6 +3,7 @@ package restore
 import (
 	"errors"
 	"fmt"
+	"regexp"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/hint"
@@ -27,10 +28,17 @@ func (u *unpacker) checkSize() error {
 	return nil
 }
 
+// labelSegment is the segment in which recovery begins (build_backup_content in xlogbackup.c).
+var labelSegment = regexp.MustCompile(`(?m)^START WAL LOCATION: [0-9A-F]+/[0-9A-F]+ \(file ([0-9A-F]{24})\)$`)
+
 // checkLabel refuses a backup without backup_label, but for those that WAL-E took of a stopped server: recovery of them begins at
-// the checkpoint that the control file names.
+// the checkpoint that the control file names. It also refuses the label of another backup of WAL-E, whose parts nothing else ties to
+// their backup.
 func checkLabel(b catalog.Backup, u Utilities) error {
 	if u.Label != nil {
+		if m := labelSegment.FindSubmatch(u.Label.Content); b.WALE != nil && m != nil && string(m[1]) != b.WALE.StartSegment {
+			return fmt.Errorf("%w: its %s is that of a backup that began in segment %s, this one began in %s", errContent, labelFile, m[1], b.WALE.StartSegment)
+		}
 		return nil
 	}
 	if b.WALE == nil || !b.WALE.Offline() {

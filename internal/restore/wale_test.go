@@ -230,6 +230,21 @@ func TestOnlyBackupsOfStoppedServersNeedNoLabel(t *testing.T) {
 	}
 }
 
+func TestTheLabelOfAnotherBackupOfWALEIsRefused(t *testing.T) {
+	t.Parallel()
+	for label, want := range map[string]string{
+		label: "",
+		"START WAL LOCATION: 0/3000028 (file 000000010000000000000003)\n":                              "that of a backup that began in segment 000000010000000000000003",
+		"LABEL: x\nSTART WAL LOCATION: 0/2000028 (file 000000020000000000000002)\nSTART TIMELINE: 2\n": "that of a backup that began in segment 000000020000000000000002",
+		"anything": "", // for the server to judge
+	} {
+		_, _, err := fetchWALE(t, wale(t, "00000256", "", tarOf(t, waleEntries(control(cluster), label)...)), Options{Dir: filepath.Join(t.TempDir(), "data")})
+		if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", label, err)
+		}
+	}
+}
+
 func TestTablespacesOfWALEGoWhereTheOperatorSays(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
