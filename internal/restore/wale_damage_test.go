@@ -180,7 +180,7 @@ func TestADamagedArchiveOfWALEIsNoticedOrHarmless(t *testing.T) {
 		if got, err := a.restore(t, a.objects); err != nil || !maps.Equal(got, a.want) {
 			t.Fatalf("%s without damage: %v, %d files of %d", name, err, len(got), len(a.want))
 		}
-		for range testenv.Pick(8, 800) {
+		for range testenv.Pick(8, 400) {
 			objects := maps.Clone(a.objects)
 			what := damage(r, objects, a.backup)
 			var got map[string]string
