@@ -100,6 +100,7 @@ var keepers = []struct{ module, pkg string }{
 	{"github.com/klauspost/compress", "internal/codec"},
 	{"github.com/ulikunitz/xz", "internal/codec"},
 	{"github.com/andybalholm/brotli", "internal/codec"},
+	{"github.com/anchore/go-lzo", "internal/codec"},
 	{"github.com/schollz/progressbar", "internal/cli"},
 }
 

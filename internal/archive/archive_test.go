@@ -475,7 +475,7 @@ func TestAbsenceUnderEveryFault(t *testing.T) {
 		}
 	}
 	// Half of the names cannot be asked about: the answer is a failure, not absence.
-	for _, ext := range []string{".zst", ".br", ".lzma", ".gz", ".", ""} {
+	for _, ext := range []string{".zst", ".br", ".lzma", ".gz", ".lzo", ".", ""} {
 		synctest.Test(t, func(t *testing.T) {
 			fault := storagetest.NewFault(inner, storagetest.Rule{Kind: storagetest.Before, Match: func(c storagetest.Call) bool {
 				return c.Key == "wal_005/000000010000000000000003"+ext

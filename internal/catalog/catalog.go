@@ -82,6 +82,7 @@ type Backup struct {
 	WAL                   WALState
 	CorruptBlocks         int    // pages found corrupt while the backup was taken
 	ManifestSHA256        string // hex; empty for backups of other writers
+	WALE                  *WALE  // nil unless WAL-E wrote it
 
 	filesDisabled bool
 	filesEmbedded bool // version 1: the sentinel holds the list of files
@@ -191,10 +192,15 @@ func (c *Catalog) readSentinel(ctx context.Context, b *Backup) error {
 		return nil
 	}
 	b.fill(&s)
+	b.WALE, invalid = s.waleSentinel.read(b.Name)
 	switch {
 	case !backupName.MatchString(b.Name):
 		b.Problem = errors.New("its name is not that of a backup")
-	case s.LSN == nil && !isWALE(*b): // {} and null, for example; every writer but WAL-E records where its backup began
+	case invalid != nil:
+		b.Problem = notValid("sentinel", invalid)
+	case b.WALE != nil:
+		b.UncompressedSize = b.WALE.ExpandedSize
+	case s.LSN == nil: // {} and null, for example; every writer but WAL-E records where its backup began
 		b.Problem = errors.New("its sentinel is not valid: it has no LSN")
 	}
 	return nil
@@ -250,7 +256,8 @@ func (b *Backup) fill(s *sentinel) {
 }
 
 // Details completes backups from their metadata.json, which is the authority on the permanent mark. A backup
-// without one keeps what its sentinel says; a document that cannot be read becomes the backup's Problem.
+// without one keeps what its sentinel says, and one of WAL-E gets the server's version; a document that cannot be read
+// becomes the backup's Problem.
 func (c *Catalog) Details(ctx context.Context, backups []Backup) error {
 	var kept atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
@@ -261,6 +268,9 @@ func (c *Catalog) Details(ctx context.Context, backups []Backup) error {
 			continue
 		}
 		g.Go(func() error {
+			if b.WALE != nil {
+				return c.readVersion(ctx, b)
+			}
 			raw, err := c.repo.GetPlain(ctx, backupDir(b.Name)+metadataName, maxDocument)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
@@ -315,6 +325,11 @@ func (c *Catalog) Find(ctx context.Context, which string) (Backup, error) {
 	}
 	if b.Problem != nil {
 		return Backup{}, fmt.Errorf("cannot use backup %q in %s: %w", which, c, b.Problem)
+	}
+	if b.WALE != nil {
+		if err := c.readVersion(ctx, &b); err != nil {
+			return Backup{}, err
+		}
 	}
 	return b, nil
 }

@@ -481,9 +481,8 @@ func TestOlderShapesOfSentinelsAreUnderstood(t *testing.T) {
 	put(t, s, sentinelKey(first), `{"LSN":33554472,"FinishLSN":33554688,"PgVersion":90603,"Files":{"/PG_VERSION":{"IsIncremented":false,"MTime":"2018-01-01T00:00:00Z"}}}`)
 	put(t, s, sentinelKey(delta), `{"LSN":100663336,"DeltaFromLSN":67108904,"DeltaFrom":"base_000000010000000000000004","DeltaFullName":"base_000000010000000000000004","DeltaCount":1}`)
 	put(t, s, sentinelKey(wale), `{"wal_segment_backup_stop":"000000010000000000000002","wal_segment_offset_backup_stop":"00000130"}`)
-	for _, name := range []string{first, wale} {
-		put(t, s, backupDir(name)+partsDir+"part_001.tar.", "x")
-	}
+	put(t, s, backupDir(first)+partsDir+"part_001.tar.", "x")
+	put(t, s, backupDir(wale)+partsDir+"part_00000000.tar.lzo", "x")
 	put(t, s, backupDir(first)+partsDir+"pg_control.tar.lzo", "x")
 	c := open(t, s)
 	b, err := c.Find(t.Context(), delta)

@@ -268,6 +268,8 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 		return l, err
 	}
 	switch {
+	case b.WALE != nil:
+		l, err = c.listWALE(b, stored)
 	case b.ManifestSHA256 != "":
 		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, maxListing, func(r io.Reader) error {
 			l = Listing{}
@@ -484,7 +486,7 @@ func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.
 			l.addPart(Part{Name: name})
 		}
 	}
-	if !hasControl(l.Special) && !isWALE(b) {
+	if !hasControl(l.Special) {
 		return hint.With(fmt.Errorf("the object %s, which holds global/pg_control, is missing", controlTar),
 			"without it the cluster cannot start; choose another backup")
 	}
@@ -499,12 +501,6 @@ func hasControl(special []Part) bool {
 		}
 	}
 	return false
-}
-
-// isWALE recognises WAL-E's backups by their offset names; they carry pg_control in a part.
-func isWALE(b Backup) bool {
-	m := backupName.FindStringSubmatch(b.Name)
-	return m != nil && m[3] != "" && b.Delta == nil
 }
 
 // OpenPart opens a stored tar for reading its decoded bytes. Where the hash of the part is recorded, the reader compares

@@ -44,6 +44,8 @@ type sentinel struct {
 	IsPermanent      bool            `json:"IsPermanent"`
 	Walden           *sentinelWalden `json:"Walden,omitempty"` // ours; WAL-G ignores unknown keys
 
+	waleSentinel // of WAL-E, which has none of the above but Spec
+
 	// filesEmbedded tells that it is of version 1 and holds the list of files, which is read by the restore, piece by piece.
 	filesEmbedded bool
 }

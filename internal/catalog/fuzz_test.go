@@ -26,6 +26,17 @@ func FuzzSentinel(f *testing.F) {
 	golden(f, "sentinel.json")
 	f.Add(`{"LSN":-1}`)
 	f.Add(`{"LSN":1,"Spec":{"tablespaces":["x"]},"Files":[]}`)
+	sentinelOfAnyText(f, first)
+}
+
+func FuzzSentinelOfWALE(f *testing.F) {
+	f.Add(waleText)
+	f.Add(`{"wal_segment_backup_stop":"000000010000000000000009"}`)
+	f.Add(`{"wal_segment_backup_stop":null,"expanded_size_bytes":-1,"spec":{"tablespaces":["x"]}}`)
+	sentinelOfAnyText(f, "base_000000010000000000000009_00000040")
+}
+
+func sentinelOfAnyText(f *testing.F, first string) {
 	f.Fuzz(func(t *testing.T, text string) {
 		s := storagetest.NewMemory()
 		put(t, s, sentinelKey(first), text)

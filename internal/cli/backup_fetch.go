@@ -139,6 +139,9 @@ func (a *app) nextSteps(r restore.Report) {
 	if r.WALLink != "" && r.WALDir == "" {
 		fmt.Fprintf(&s, "pg_wal was a link to %s when the backup was taken; here it is an ordinary directory (--waldir places it elsewhere).\n", printable(r.WALLink, maxCell))
 	}
+	if r.Backup.WALE != nil {
+		s.WriteString("WAL-E left out postgresql.conf, pg_hba.conf and pg_ident.conf: where they lived in the data directory, put them there.\n")
+	}
 	settingsFile, signal := r.Dir+"/postgresql.auto.conf", r.Dir+"/recovery.signal"
 	if v := r.Backup.PgVersion; v != 0 && v < 120000 {
 		settingsFile, signal = r.Dir+"/recovery.conf", ""

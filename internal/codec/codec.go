@@ -6,7 +6,7 @@
 // What it promises to a reader: io.EOF is returned only after a complete stream with nothing behind it. Anything the
 // decoder does not understand is an error for which errors.Is(err, ErrDamaged) holds; an error of the underlying
 // reader is returned as it is and never called damage, so that a broken connection can be told from a broken object.
-// Only lz4, zstd and gzip carry a checksum: lzma and brotli notice truncation but not every flipped bit, and none
+// Only lz4, zstd, gzip and lzop carry a checksum: lzma and brotli notice truncation but not every flipped bit, and none
 // notices nothing at all.
 package codec
 
@@ -74,17 +74,20 @@ func New(name string, o Options) (Codec, error) {
 		strings.Join([]string{"lz4", "zstd", "lzma", "brotli", "none"}, ", "))
 }
 
-// Extensions lists the extensions of all methods that can be read: ".lz4", ".zst", ".lzma", ".br", ".gz" and "".
-func Extensions() []string { return []string{".lz4", ".zst", ".lzma", ".br", ".gz", ""} }
+// Extensions lists the extensions of all methods that can be read: ".lz4", ".zst", ".lzma", ".br", ".gz", ".lzo" and "".
+func Extensions() []string { return []string{".lz4", ".zst", ".lzma", ".br", ".gz", ".lzo", ""} }
 
-// ByExtension returns the codec that reads objects whose names end in ext, and false if there is none. The codec of
-// ".gz" only reads. Like [New] it makes a codec with buffers of its own: call it once per extension.
+// ByExtension returns the codec that reads objects whose names end in ext, and false if there is none. The codecs of
+// ".gz" and ".lzo" only read. Like [New] it makes a codec with buffers of its own: call it once per extension.
 func ByExtension(ext string) (Codec, bool) {
 	if !slices.Contains(Extensions(), ext) {
 		return nil, false
 	}
-	if ext == ".gz" {
+	switch ext {
+	case ".gz":
 		return newGzip(), true
+	case ".lzo":
+		return newLZO(), true
 	}
 	name := map[string]string{".lz4": "lz4", ".zst": "zstd", ".lzma": "lzma", ".br": "brotli", "": "none"}[ext]
 	c, err := New(name, Options{})

@@ -29,8 +29,11 @@ var names = []string{"lz4", "zstd", "lzma", "brotli", "none"}
 
 func open(t testing.TB, name string) Codec {
 	t.Helper()
-	if name == "gzip" {
+	switch name {
+	case "gzip":
 		return newGzip()
+	case "lzo":
+		return newLZO()
 	}
 	c, err := New(name, Options{})
 	if err != nil {
@@ -148,7 +151,7 @@ func TestNewNamesTheValidMethods(t *testing.T) {
 func TestEveryExtensionFindsItsMethod(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{
-		".lz4": "lz4", ".zst": "zstd", ".lzma": "lzma", ".br": "brotli", ".gz": "gzip", "": "none",
+		".lz4": "lz4", ".zst": "zstd", ".lzma": "lzma", ".br": "brotli", ".gz": "gzip", ".lzo": "lzo", "": "none",
 	}
 	if len(Extensions()) != len(want) {
 		t.Errorf("Extensions() = %q", Extensions())
@@ -159,13 +162,15 @@ func TestEveryExtensionFindsItsMethod(t *testing.T) {
 			t.Errorf("ByExtension(%q) = %v, %v", ext, c, ok)
 		}
 	}
-	for _, ext := range []string{".lzo", ".tar", ".", "lz4"} {
+	for _, ext := range []string{".lzop", ".tar", ".", "lz4"} {
 		if c, ok := ByExtension(ext); ok {
 			t.Errorf("ByExtension(%q) = %v", ext, c)
 		}
 	}
-	if _, err := newGzip().NewWriter(io.Discard); !errors.Is(err, errReadOnly) {
-		t.Errorf("gzip writes: %v", err)
+	for _, c := range []Codec{newGzip(), newLZO()} {
+		if _, err := c.NewWriter(io.Discard); !errors.Is(err, errReadOnly) {
+			t.Errorf("%s writes: %v", c.Name(), err)
+		}
 	}
 }
 
@@ -611,6 +616,7 @@ func TestWeReadWhatTheMethodsOwnToolsWrite(t *testing.T) {
 		"lzma":   {"xz --format=lzma -1", "xz --format=lzma -6", "xz --format=lzma -9", "xz --format=lzma --lzma1=lc=0,lp=2,pb=0"},
 		"brotli": {"brotli -q 0", "brotli -q 3", "brotli -q 9 -w 24", "brotli -w 10"},
 		"gzip":   {"gzip -1", "gzip -9"},
+		"lzo":    {"lzop -1", "lzop -2", "lzop -3", "lzop -7", "lzop -9", "lzop --crc32", "lzop -CC", "lzop -9 -CC --crc32", "lzop --no-checksum"},
 	} {
 		for _, cmd := range cmds {
 			t.Run(cmd, func(t *testing.T) {
@@ -727,6 +733,11 @@ func fuzzReader(f *testing.F, name string) {
 	for _, plain := range []string{"", "walden test vector\n", strings.Repeat("0123456789", 2000)} {
 		f.Add(compress(f, c, []byte(plain)))
 	}
+	fuzzStream(f, c)
+}
+
+// fuzzStream reads streams of any bytes: they are decoded, or they are damage.
+func fuzzStream(f *testing.F, c Codec) {
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		d, err := c.NewReader(bytes.NewReader(stream))
 		if err != nil {

@@ -237,7 +237,7 @@ func newBrotli() *method {
 	}
 }
 
-var errReadOnly = errors.New("gzip is for reading only")
+var errReadOnly = errors.New("the method is for reading only")
 
 // newGzip reads gzip, which nothing of ours writes.
 func newGzip() *method {

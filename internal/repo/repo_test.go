@@ -537,9 +537,9 @@ func TestNamesAndExtensions(t *testing.T) {
 	t.Parallel()
 	s := storagetest.NewMemory()
 	for name, want := range map[string]string{
-		"lz4":  "X.lz4 X.zst X.lzma X.br X.gz X. X",
-		"zstd": "X.zst X.lz4 X.lzma X.br X.gz X. X",
-		"none": "X X.lz4 X.zst X.lzma X.br X.gz X.",
+		"lz4":  "X.lz4 X.zst X.lzma X.br X.gz X.lzo X. X",
+		"zstd": "X.zst X.lz4 X.lzma X.br X.gz X.lzo X. X",
+		"none": "X X.lz4 X.zst X.lzma X.br X.gz X.lzo X.",
 	} {
 		if got := strings.Join(open(t, s, name).Names("X"), " "); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)
@@ -547,7 +547,7 @@ func TestNamesAndExtensions(t *testing.T) {
 	}
 	r := open(t, s, "lz4")
 	for object, want := range map[string]string{
-		"X.lz4": "X", "X.": "X", "X": "X", "X.gz": "X", "a.br/X": "a.br/X", "X.tar": "X.tar", "X.tar.zst": "X.tar", "X.tar.": "X.tar",
+		"X.lz4": "X", "X.": "X", "X": "X", "X.gz": "X", "X.lzo": "X", "a.br/X": "a.br/X", "X.tar": "X.tar", "X.tar.zst": "X.tar", "X.tar.": "X.tar",
 		"000000010000000000000006.00000028.backup": "000000010000000000000006.00000028.backup",
 	} {
 		if got := r.TrimExtension(object); got != want {

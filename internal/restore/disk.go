@@ -57,12 +57,14 @@ type disk struct {
 
 	strays, lost, outward fewLines
 
-	mu     sync.Mutex
-	dirs   map[string]dirInfo // every directory created or named
-	links  map[string]link
-	files  int
-	bytes  int64
-	owners map[string]int // user and group names already looked up; -1 where the host does not know one
+	mu    sync.Mutex
+	dirs  map[string]dirInfo // every directory created or named
+	links map[string]link
+	// walLink is the target of pg_wal in the cluster that was backed up, where the backup holds that link.
+	walLink string
+	files   int
+	bytes   int64
+	owners  map[string]int // user and group names already looked up; -1 where the host does not know one
 }
 
 type dirInfo struct {
@@ -277,6 +279,12 @@ func (d *disk) Link(name, target string, h *tar.Header) error {
 	}
 	if len(target) >= unix.PathMax {
 		return fmt.Errorf("cannot make the symbolic link %q: its target has %d bytes", name, len(target))
+	}
+	if name == "pg_wal" || name == "pg_xlog" { // here a directory: what the link would lead to is another cluster's, or nowhere
+		d.mu.Lock()
+		d.walLink = strings.Clone(target)
+		d.mu.Unlock()
+		return d.mkdir(name)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -7,6 +7,7 @@ package restore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,7 +98,7 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 	d.Log.Info("Backup extraction complete.", "action", "backup-fetch", "backup", b.Name, "state", "complete", "dir", t.dir,
 		"files", sink.files, "size", sink.bytes, "seconds", time.Since(began).Round(time.Millisecond).Seconds(),
 		"rate", int64(float64(sink.bytes)/time.Since(began).Seconds()))
-	return Report{b, t.dir, t.spaces, t.walDir, listing.WALLink, sink.files, sink.bytes}, nil
+	return Report{b, t.dir, t.spaces, t.walDir, cmp.Or(listing.WALLink, sink.walLink), sink.files, sink.bytes}, nil
 }
 
 func unfinishedHint(t *target) string {
@@ -227,11 +228,11 @@ func (t *target) empty() error {
 // complete turns the copied files into a data directory that can be started: links, directories, label, and the
 // control file after everything else is safe on disk.
 func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b catalog.Backup, u Utilities) error {
-	if u.Label == nil {
-		return fmt.Errorf("cannot complete the restore of %s: the backup has no %s, without which recovery would begin in the wrong place", b.Name, labelFile)
-	}
 	if u.Control == nil {
 		return fmt.Errorf("cannot complete the restore of %s: the backup has no %s", b.Name, pgdata.ControlName)
+	}
+	if err := checkLabel(b, u); err != nil {
+		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
 	}
 	if err := checkControl(b, u.Control.Content); err != nil {
 		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
@@ -241,8 +242,10 @@ func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b cata
 			return fileError(mapFile, err)
 		}
 	}
-	if err := s.File(labelFile, u.Label.Header, bytes.NewReader(u.Label.Content)); err != nil {
-		return fileError(labelFile, err)
+	if u.Label != nil {
+		if err := s.File(labelFile, u.Label.Header, bytes.NewReader(u.Label.Content)); err != nil {
+			return fileError(labelFile, err)
+		}
 	}
 	if err := s.finish(ctx); err != nil {
 		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)

@@ -71,6 +71,7 @@ type unpacker struct {
 
 	limit   int64        // of what all parts decode to, in bytes
 	decoded atomic.Int64 // of the parts read or being read
+	content atomic.Int64 // bytes of the files in the parts that were read
 	ignored fewLines     // entries that are not restored
 
 	mu        sync.Mutex
@@ -98,6 +99,9 @@ func Unpack(ctx context.Context, c *catalog.Catalog, log *slog.Logger, b catalog
 		return Utilities{}, err
 	}
 	if err := u.readAll(ctx, l.Special, len(l.Parts), true, workers); err != nil {
+		return Utilities{}, err
+	}
+	if err := u.checkSize(); err != nil {
 		return Utilities{}, err
 	}
 	return u.utilities, u.checkComplete()
@@ -231,6 +235,7 @@ func (u *unpacker) readPart(ctx context.Context, p catalog.Part, at reading, spe
 		}
 	}()
 	t := tar.NewReader(m)
+	var content int64
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -245,8 +250,13 @@ func (u *unpacker) readPart(ctx context.Context, p catalog.Part, at reading, spe
 		if err := u.entry(h, t, at, special); err != nil {
 			return err
 		}
+		content = sum(content, h.Size)
 	}
-	return onlyZeros(m)
+	if err := onlyZeros(m); err != nil {
+		return err
+	}
+	u.content.Add(content)
+	return nil
 }
 
 // onlyZeros reads to the end of the stream, which proves its completeness; after the end mark of a tar only zeros may follow.
