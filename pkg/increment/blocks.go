@@ -5,11 +5,11 @@ import (
 	"math/bits"
 )
 
-// chunkBlocks is how many blocks a chunk of a set has: those of 1 GiB.
-const chunkBlocks = 1 << 17
+// chunkBlocks is how many blocks a chunk of a set has: those of 4 MiB. Most relations of a cluster are smaller.
+const chunkBlocks = 512
 
-// Blocks is a set of block numbers. It takes one bit for each block, 16 KiB for each GiB of a file in which it has one; the
-// rest of a file takes next to nothing. The zero value is empty.
+// Blocks is a set of block numbers. It takes at most 18 KiB for each GiB of a file, and about 100 bytes for a small one. The zero value
+// is empty.
 type Blocks struct {
 	chunks []*[chunkBlocks / 64]uint64
 	n      int

@@ -58,8 +58,9 @@ func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
 }
 
-// NewReader reads the header and the block numbers of an increment of length bytes.
-func NewReader(r io.Reader, length int64) (*Reader, error) {
+// NewReader reads the header and the block numbers of an increment of length bytes. One that says to be of a file of more than largest
+// bytes is damaged: what a reader takes of memory grows with the file.
+func NewReader(r io.Reader, length, largest int64) (*Reader, error) {
 	var h [headerSize]byte
 	if err := readFull(r, h[:]); err != nil {
 		return nil, err
@@ -72,8 +73,8 @@ func NewReader(r io.Reader, length int64) (*Reader, error) {
 	switch {
 	case fileSize%PageSize != 0:
 		return nil, damaged("it is of a file of %d bytes, which are no whole pages", fileSize)
-	case pages > 1<<32:
-		return nil, damaged("it is of a file of %d bytes, more than block numbers reach", fileSize)
+	case pages > 1<<32, fileSize > uint64(max(0, largest)):
+		return nil, damaged("it is of a file of %d bytes, more than there can be", fileSize)
 	case uint64(n) > pages:
 		return nil, damaged("it has %d pages of a file of %d", n, pages)
 	case length != Size(int(n)):
