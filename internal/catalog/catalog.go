@@ -83,6 +83,7 @@ type Backup struct {
 	CorruptBlocks         int    // pages found corrupt while the backup was taken
 	ManifestSHA256        string // hex; empty for backups of other writers
 
+	catalogSize   int64 // of all that was walked in bytes, 0 if not recorded
 	filesDisabled bool
 	filesEmbedded bool // version 1: the sentinel holds the list of files
 }
@@ -234,6 +235,7 @@ func (b *Backup) fill(s *sentinel) {
 	b.Hostname, b.DataDir = s.Hostname, s.DataDir
 	b.Permanent = s.IsPermanent
 	b.UncompressedSize, b.CompressedSize = s.UncompressedSize, s.CompressedSize
+	b.catalogSize = max(0, s.DataCatalogSize)
 	b.UserData = s.UserData
 	b.Tablespaces = s.Spec
 	b.filesDisabled = s.FilesDisabled
