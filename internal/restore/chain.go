@@ -109,7 +109,7 @@ func (a *assembly) descend() error {
 			continue
 		}
 		if f.now != nil {
-			f.done.Union(f.now)
+			f.done.AddAll(f.now, f.limit)
 			f.limit, f.now = f.nowLimit, nil
 		}
 		a.memory += f.memory(name)

@@ -70,22 +70,13 @@ func (s *Blocks) next(from int64) int64 {
 	return -1
 }
 
-// Union adds the blocks of another set.
-func (s *Blocks) Union(t *Blocks) {
-	for c, chunk := range t.chunks {
-		for c >= len(s.chunks) {
-			s.chunks = append(s.chunks, nil)
+// AddAll adds those blocks of another set that lie below a limit.
+func (s *Blocks) AddAll(t *Blocks, limit int64) {
+	for block := range t.All() {
+		if int64(block) >= limit {
+			return
 		}
-		if chunk == nil {
-			continue
-		}
-		if s.chunks[c] == nil {
-			s.chunks[c] = new([chunkBlocks / 64]uint64)
-		}
-		for w, word := range chunk {
-			s.n += bits.OnesCount64(word &^ s.chunks[c][w])
-			s.chunks[c][w] |= word
-		}
+		s.Add(block)
 	}
 }
 

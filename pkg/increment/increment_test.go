@@ -221,7 +221,14 @@ func TestBlocksAreASet(t *testing.T) {
 			t.Fatalf("block %d is new twice", n)
 		}
 	}
-	a.Union(&b)
+	var few Blocks
+	few.AddAll(&b, 5000)
+	for n := range few.All() {
+		if n >= 5000 || !b.Has(n) {
+			t.Fatalf("%d was added", n)
+		}
+	}
+	a.AddAll(&b, math.MaxInt64)
 	got := slices.Collect(a.All())
 	if len(got) != len(want) || a.Len() != len(want) || !slices.IsSorted(got) {
 		t.Fatalf("%d blocks in order, Len says %d, want %d", len(got), a.Len(), len(want))
