@@ -239,7 +239,7 @@ func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b cata
 	if u.Control == nil {
 		return fmt.Errorf("cannot complete the restore of %s: the backup has no %s", b.Name, pgdata.ControlName)
 	}
-	if err := checkControl(b, u.Control.Content); err != nil {
+	if err := checkUtilities(b, u); err != nil {
 		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
 	}
 	if m := u.TablespaceMap; m != nil {
