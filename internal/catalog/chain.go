@@ -62,10 +62,7 @@ func (c *Catalog) Chain(ctx context.Context, b Backup) ([]Member, error) {
 
 // base finds the backup that a delta was taken against, and makes sure that it is the one.
 func (c *Catalog) base(ctx context.Context, delta Backup, met map[string]bool) (Backup, error) {
-	if delta.Delta == nil { // a full backup takes nothing from others
-		return Backup{}, fmt.Errorf("%s is a full backup, and lacks files", delta.Name)
-	}
-	name := delta.Delta.From
+	name := delta.Delta.From // a full backup would have every file
 	switch {
 	case name == "":
 		return Backup{}, fmt.Errorf("%s is a delta backup, and does not say what it is based on", delta.Name)

@@ -499,8 +499,8 @@ func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.
 					if l.Files == nil {
 						l.Files = &Files{}
 					}
-					if _, _, twice := l.Files.Find(name); twice { // says nothing new
-						return nil
+					if _, _, twice := l.Files.Find(name); twice { // one of them was another, which would be missed
+						return fmt.Errorf("file %q is named twice", key)
 					}
 					how := Whole
 					if b.Delta != nil { // a full backup has every file that it names
