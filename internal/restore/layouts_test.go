@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -410,5 +411,107 @@ func TestTarsThatAreNotWhatTheDocumentsSayAreRefused(t *testing.T) {
 				t.Errorf("it can be started: %v", err)
 			}
 		})
+	}
+}
+
+func TestAChainNeedsTheSpaceOfItsNewestCluster(t *testing.T) {
+	t.Parallel()
+	l := readLayout(t)
+	l.set(sentinelOf(newestName), "DataCatalogSize", number("1152921504606846976"))
+	target := filepath.Join(t.TempDir(), "data")
+	err := l.archive.restore(t, l.objects, target)
+	if err == nil || !strings.Contains(err.Error(), "MiB free, the backup needs 1099511627777 MiB") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Lstat(target); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something was written: %v", err)
+	}
+	devices := map[uint64]*need{1: {dir: t.TempDir()}, 2: {dir: "/dev/shm"}}
+	if err := checkTogether(devices, 1<<60); err == nil || !strings.Contains(err.Error(), "free together, the backup needs 1099511627777 MiB") {
+		t.Errorf("%v", err)
+	}
+	if err := checkTogether(devices, 1); err != nil {
+		t.Error(err)
+	}
+}
+
+// A tablespace goes where the newest backup had it, whatever older ones say.
+func TestTablespacesOfAChainAreThoseOfTheNewestBackup(t *testing.T) {
+	t.Parallel()
+	parent := fastDir(t)
+	old, now, target := filepath.Join(parent, "old"), filepath.Join(parent, "now"), filepath.Join(parent, "data")
+	const inSpace = "/pg_tblspc/16400/PG_15_202209061/5/16401"
+	l := readLayout(t)
+	space := func(backup, location string) {
+		l.set(sentinelOf(backup), "Spec", map[string]any{"base_prefix": "/srv/main", "tablespaces": []string{"16400"},
+			"16400": map[string]any{"loc": location, "link": "pg_tblspc/16400"}})
+		l.set(filesOf(backup), "TarFileSets", nil)
+	}
+	add := func(backup, body string) {
+		l.objects[partOf(backup, "part_002.tar")] = tarOf(t, file(inSpace, body))
+	}
+	space(fullName, old)
+	l.flag(fullName, inSpace, false, false)
+	add(fullName, strings.Repeat("old page", 3*1024))
+	space(middleName, now)
+	l.flag(middleName, inSpace, true, false)
+	space(newestName, now)
+	l.flag(newestName, inSpace, false, true)
+	var blocks increment.Blocks
+	blocks.Add(1)
+	var b bytes.Buffer
+	w, err := increment.NewWriter(&b, 2*pageSize, &blocks)
+	if err == nil {
+		_, err = w.Write(bytes.Repeat([]byte("new page"), 1024))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(newestName, b.String())
+	if err := l.archive.restore(t, l.objects, target); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Repeat("old page", 1024) + strings.Repeat("new page", 1024)
+	compare(t, "the tablespace", have(t, now), map[string]string{"PG_15_202209061/": "", "PG_15_202209061/5/": "", "PG_15_202209061/5/16401": want})
+	if link, err := os.Readlink(filepath.Join(target, "pg_tblspc/16400")); link != now || err != nil {
+		t.Errorf("the link leads to %q, %v", link, err)
+	}
+	if _, err := os.Lstat(old); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the old place: %v", err)
+	}
+}
+
+// A part that comes wrong once is read again, and its pages are written again: garbage of the first attempt must not stay.
+func TestAChainSurvivesAFailureThatPasses(t *testing.T) {
+	t.Parallel()
+	l := readLayout(t)
+	for _, backup := range []string{fullName, middleName, newestName} {
+		for _, kind := range []storagetest.Kind{storagetest.Before, storagetest.Half, storagetest.FlipBit, storagetest.Truncate} {
+			s := storagetest.NewMemory()
+			for key, b := range l.objects {
+				put(t, s, key, b)
+			}
+			target := filepath.Join(fastDir(t), "data")
+			fault := storagetest.NewFault(s, storagetest.Rule{Kind: kind, Nth: 1, Match: func(c storagetest.Call) bool {
+				return c.Op == storagetest.OpGet && c.Key == partOf(backup, "part_001.tar.zst")
+			}})
+			synctest.Test(t, func(t *testing.T) {
+				c, err := l.archive.open(fault)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := c.Find(t.Context(), newestName)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = Fetch(t.Context(), Deps{c, slog.New(slog.DiscardHandler), watch{func() {}}}, b, Options{Dir: target, Workers: 2})
+				if err != nil || !fault.Fired() {
+					t.Fatalf("%s, kind %d: %v", backup, kind, err)
+				}
+			})
+			if file := l.archive.wrong(t, target); file != "" {
+				t.Errorf("%s, kind %d: %s is wrong", backup, kind, file)
+			}
+		}
 	}
 }
