@@ -151,7 +151,9 @@ func (w *wants) readSet(d decoder, tar string) error {
 		_, err := skipValue(d)
 		return err
 	}
-	w.useful[tar] = w.useful[tar]
+	if _, listed := w.useful[tar]; !listed {
+		w.useful[tar] = false
+	}
 	return eachItem(d, func() error {
 		var name string
 		if err := d.Decode(&name); err != nil {
