@@ -76,6 +76,7 @@ func readWALEFixtures(t *testing.T) map[string]*waleFixture {
 	for _, f := range []waleFixture{
 		{name: "plain"},
 		{name: "exclusive-pg14"},
+		{name: "gpg", key: "private-key.asc"},
 	} {
 		b, err := os.ReadFile(filepath.Join(waleDir, f.name, "expected.json"))
 		if err != nil {

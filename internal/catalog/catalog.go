@@ -84,6 +84,7 @@ type Backup struct {
 	ManifestSHA256        string // hex; empty for backups of other writers
 	WALE                  *WALE  // nil unless WAL-E wrote it
 
+	catalogSize   int64 // of all that was walked in bytes, 0 if not recorded
 	filesDisabled bool
 	filesEmbedded bool // version 1: the sentinel holds the list of files
 }
@@ -240,6 +241,7 @@ func (b *Backup) fill(s *sentinel) {
 	b.Hostname, b.DataDir = s.Hostname, s.DataDir
 	b.Permanent = s.IsPermanent
 	b.UncompressedSize, b.CompressedSize = s.UncompressedSize, s.CompressedSize
+	b.catalogSize = max(0, s.DataCatalogSize)
 	b.UserData = s.UserData
 	b.Tablespaces = s.Spec
 	b.filesDisabled = s.FilesDisabled

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"strconv"
 	"strings"
@@ -30,6 +31,8 @@ type File struct {
 	Hash  [16]byte    // XXH3-128 of the bytes in the tar, big endian; zero for directories and links
 	Link  string      // target of a symbolic link
 
+	Stored Stored // where a delta backup has it; Whole in a full one
+
 	Corrupt *CorruptBlocks // pages that failed verification, nil if none
 }
 
@@ -41,6 +44,16 @@ const (
 	Regular FileType = iota
 	Directory
 	Symlink
+)
+
+// Stored tells how a backup has a file.
+type Stored uint8
+
+// The ways in which a backup has a file.
+const (
+	Whole     Stored = iota
+	Increment        // only the pages that changed since the backup that this one is based on
+	Elsewhere        // not at all: the file is as the backup has it that this one is based on
 )
 
 // CorruptBlocks counts the pages of a file that failed verification and names some: block numbers within the file.
@@ -182,6 +195,19 @@ type fileMetadata struct {
 	UpdatesCount  uint64         `json:"UpdatesCount"`
 }
 
+// stored translates what WAL-G says of a file in a delta.
+func (m fileMetadata) stored() (Stored, error) {
+	switch {
+	case m.IsSkipped && m.IsIncremented:
+		return Whole, errors.New("it is said to be stored as an increment, and not to be stored")
+	case m.IsIncremented:
+		return Increment, nil
+	case m.IsSkipped:
+		return Elsewhere, nil
+	}
+	return Whole, nil
+}
+
 // Relations writes the members of "DatabasesByNames": what --restore-only needs to find a table's files.
 type Relations func(ctx context.Context, w io.Writer) error
 
@@ -257,12 +283,21 @@ type Listing struct {
 	DataSize int64
 	// WALLink is the target of pg_wal at backup time, if it was a symbolic link.
 	WALLink string
+	// Passed is what the documents name besides Files: what a restore of a newer backup does not take from this one.
+	Passed struct {
+		Files int
+		Size  int64 // bytes, as far as sizes are known
+	}
 }
 
 // List reads what is known of the contents of b and compares it with what the storage holds: a part that is named and
 // missing, or has another size than recorded, is an error.
-func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
+func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) { return c.list(ctx, b, nil) }
+
+// list is List for a backup that a newer one is based on: wants is what that one needs of it, nil for everything.
+func (c *Catalog) list(ctx context.Context, b Backup, wants *wants) (Listing, error) {
 	var l Listing
+	wants.begin()
 	stored, err := c.storedParts(ctx, b.Name)
 	if err != nil {
 		return l, err
@@ -273,10 +308,11 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 	case b.ManifestSHA256 != "":
 		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, maxListing, func(r io.Reader) error {
 			l = Listing{}
-			return readManifest(r, b, &l)
+			wants.begin()
+			return readManifest(r, b, &l, wants)
 		})
 	case b.filesDisabled && !b.filesEmbedded:
-		err = c.listOther(b, &l, stored, nil)
+		err = c.listOther(b, &l, stored, nil, wants)
 	default:
 		document := backupDir(b.Name) + filesName
 		if b.filesEmbedded {
@@ -284,11 +320,18 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 		}
 		err = c.repo.ReadPlain(ctx, document, maxListing, func(r io.Reader) error {
 			l = Listing{}
-			return c.listOther(b, &l, stored, r)
+			wants.begin()
+			return c.listOther(b, &l, stored, r, wants)
 		})
-		if errors.Is(err, fs.ErrNotExist) && b.Delta == nil {
-			err = c.listOther(b, &l, stored, nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = c.listOther(b, &l, stored, nil, wants)
 		}
+	}
+	if err == nil && b.Delta != nil && l.Files == nil {
+		err = errNoFiles(b)
+	}
+	if err == nil {
+		err = wants.satisfied(b, &l)
 	}
 	if err != nil {
 		return l, fmt.Errorf("cannot read what backup %s consists of: %w", b.Name, err)
@@ -302,7 +345,8 @@ func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
 			return l, fmt.Errorf("cannot use backup %s: its part %s has %d bytes in %s, %d were written", b.Name, p.Name, size, c, p.Size)
 		}
 	}
-	if len(l.Parts) == 0 {
+	wants.leaveOut(&l)
+	if len(l.Parts) == 0 && (wants == nil || l.Files.Len() > 0) {
 		return l, fmt.Errorf("cannot use backup %s: it has no parts in %s", b.Name, c)
 	}
 	return l, nil
@@ -323,7 +367,7 @@ func (c *Catalog) storedParts(ctx context.Context, backup string) (map[string]in
 }
 
 // readManifest reads walden's manifest, whose hash the sentinel holds.
-func readManifest(r io.Reader, b Backup, l *Listing) error {
+func readManifest(r io.Reader, b Backup, l *Listing, wants *wants) error {
 	sum := sha256.New()
 	all := io.TeeReader(bufio.NewReaderSize(r, 256<<10), sum)
 	d := newDecoder(all)
@@ -346,7 +390,7 @@ func readManifest(r io.Reader, b Backup, l *Listing) error {
 				if err := d.Decode(&m); err != nil {
 					return err
 				}
-				return l.addFile(m)
+				return l.addFile(m, wants)
 			})
 		case "data_size":
 			if err := d.Decode(&l.DataSize); err != nil {
@@ -399,7 +443,7 @@ func (l *Listing) addPart(p Part) {
 	}
 }
 
-func (l *Listing) addFile(m manifestFile) error {
+func (l *Listing) addFile(m manifestFile, wants *wants) error {
 	name, err := EntryName(m.Name)
 	if err != nil {
 		return err
@@ -425,6 +469,11 @@ func (l *Listing) addFile(m manifestFile) error {
 	if m.Part != nil {
 		f.Part = *m.Part
 	}
+	if !wants.take(name, Whole) {
+		l.Passed.Files++
+		l.Passed.Size += max(0, min(m.Size, math.MaxInt64-l.Passed.Size))
+		return nil
+	}
 	if _, _, twice := l.Files.Find(name); twice {
 		return fmt.Errorf("file %q is named twice", m.Name)
 	}
@@ -433,7 +482,7 @@ func (l *Listing) addFile(m manifestFile) error {
 }
 
 // listOther reads files_metadata.json, or the list embedded in a version 1 sentinel; r is nil when there is none.
-func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.Reader) error {
+func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.Reader, wants *wants) error {
 	named := map[string]bool{}
 	if r != nil {
 		d := newDecoder(bufio.NewReaderSize(r, 256<<10))
@@ -452,19 +501,30 @@ func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.
 					if l.Files == nil {
 						l.Files = &Files{}
 					}
-					if _, _, twice := l.Files.Find(name); twice { // says nothing new
+					if _, _, twice := l.Files.Find(name); twice { // one of them was another, which would be missed
+						return fmt.Errorf("file %q is named twice", key)
+					}
+					how := Whole
+					if b.Delta != nil { // a full backup has every file that it names
+						if how, err = m.stored(); err != nil {
+							return fmt.Errorf("file %q: %w", key, err)
+						}
+					}
+					if !wants.take(name, how) {
+						l.Passed.Files++
 						return nil
 					}
-					_, err = l.Files.Add(File{Name: name, Corrupt: m.CorruptBlocks})
+					_, err = l.Files.Add(File{Name: name, Stored: how, Corrupt: m.CorruptBlocks})
 					return err
 				})
 			case strings.EqualFold(key, "TarFileSets"):
 				return eachMember(d, func(key string) error {
-					if anyTar.MatchString(key) {
-						named[key] = true
+					if !anyTar.MatchString(key) {
+						_, err := skipValue(d)
+						return err
 					}
-					_, err := skipValue(d)
-					return err
+					named[key] = true
+					return wants.readSet(d, key)
 				})
 			}
 			_, err := skipValue(d)
@@ -486,11 +546,14 @@ func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.
 			l.addPart(Part{Name: name})
 		}
 	}
-	if !hasControl(l.Special) {
+	if wants == nil && !hasControl(l.Special) {
 		return hint.With(fmt.Errorf("the object %s, which holds global/pg_control, is missing", controlTar),
 			"without it the cluster cannot start; choose another backup")
 	}
 	l.DataSize = b.UncompressedSize
+	if b.Delta != nil && wants == nil { // of a delta that is only what changed
+		l.DataSize = b.catalogSize
+	}
 	return nil
 }
 

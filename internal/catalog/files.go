@@ -41,7 +41,7 @@ type fileRecord struct {
 	name    uint32 // where the last element of the name begins: block * nameBlock + offset
 	dir     uint32
 	part    int32
-	mode    uint16
+	mode    uint16 // permission bits, and above them how the file is stored
 	nameLen uint8
 	kind    FileType
 }
@@ -59,6 +59,9 @@ const (
 	// besides is about what Go's maps and the like take for one entry of theirs, in bytes.
 	besides = 64
 )
+
+// storedBits is where [File.Stored] begins in a record's mode.
+const storedBits = 12
 
 // dropped is the type of an entry that is not in the backup.
 const dropped FileType = 255
@@ -99,7 +102,7 @@ func (l *Files) Add(f File) (int, error) {
 		l.mtimes[b][i%blockFiles] = f.MTime
 	}
 	*l.record(i) = fileRecord{
-		hash: f.Hash, size: f.Size, name: l.keepName(base), dir: d, part: f.Part, mode: uint16(f.Mode.Perm()),
+		hash: f.Hash, size: f.Size, name: l.keepName(base), dir: d, part: f.Part, mode: uint16(f.Mode.Perm()) | uint16(f.Stored)<<storedBits,
 		nameLen: uint8(len(base)), kind: f.Type,
 	}
 	l.n++
@@ -146,7 +149,7 @@ func (l *Files) At(i int) File {
 func (l *Files) file(i int, name string) File {
 	r := l.record(i)
 	f := File{
-		Name: name, Type: r.kind, Mode: fs.FileMode(r.mode), Part: r.part, Size: r.size, Hash: r.hash,
+		Name: name, Type: r.kind, Mode: fs.FileMode(r.mode).Perm(), Stored: Stored(r.mode >> storedBits), Part: r.part, Size: r.size, Hash: r.hash,
 		Link: l.links[i], Corrupt: l.corrupt[i],
 	}
 	if times := l.mtimes[i/blockFiles]; times != nil {

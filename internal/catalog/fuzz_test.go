@@ -93,7 +93,7 @@ func FuzzManifest(f *testing.F) {
 	f.Add(`{"version":2}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		l := Listing{}
-		err := readManifest(strings.NewReader(text), Backup{Name: first, ManifestSHA256: "none has this"}, &l)
+		err := readManifest(strings.NewReader(text), Backup{Name: first, ManifestSHA256: "none has this"}, &l, nil)
 		if err == nil {
 			t.Error("accepted with another digest than the sentinel's")
 		}
@@ -106,7 +106,7 @@ func FuzzFilesMetadata(f *testing.F) {
 	f.Add(`{"Files":{"/../x":{}},"TarFileSets":{"../../x.tar":[]}}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		l := Listing{}
-		err := open(t, storagetest.NewMemory()).listOther(Backup{Name: first}, &l, map[string]int64{"part_001.tar": 1, controlTar: 1}, strings.NewReader(text))
+		err := open(t, storagetest.NewMemory()).listOther(Backup{Name: first}, &l, map[string]int64{"part_001.tar": 1, controlTar: 1}, strings.NewReader(text), nil)
 		checkListing(t, l, err)
 		for _, p := range append(l.Parts, l.Special...) {
 			if strings.Contains(p.Name, "/") {

@@ -62,7 +62,7 @@ func TestADocumentWithoutEndIsGivenUpInLittleMemory(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		var l Listing
-		err = c.listOther(b, &l, map[string]int64{controlTar: 1}, e)
+		err = c.listOther(b, &l, map[string]int64{controlTar: 1}, e, nil)
 		runtime.ReadMemStats(&after)
 		if err == nil || len(err.Error()) > 1000 {
 			t.Errorf("%s: %.200v", what, err)

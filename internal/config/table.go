@@ -510,7 +510,7 @@ func restore() []Definition {
 		{Name: "WALG_USE_REVERSE_UNPACK", Type: Boolean, Default: "false",
 			Help: "Restore a chain beginning with the newest backup.", Effect: oneWay},
 		{Name: "WALG_SKIP_REDUNDANT_TARS", Type: Boolean, Default: "false",
-			Help: "Leave out parts of which newer backups replace everything.", Effect: oneWay},
+			Help: "Leave out parts of which newer backups replace everything.", Effect: "such parts are not read in any case"},
 		{Name: "PGBACKREST_STANZA", Type: Text, Default: "main",
 			Help: "Stanza in a repository of pgBackRest.", Effect: "walden does not read pgBackRest's repositories"},
 	})

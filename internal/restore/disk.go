@@ -160,21 +160,78 @@ func parent(name string) string {
 
 // File writes one file and begins to sync it: the disk works while the next file is unpacked. [disk.synced] waits for it.
 func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
-	if name == markFile || d.stray(name) { // a mark left in the cluster that was backed up; the one here is this restore's
+	if d.leavesOut(name) {
 		_, err := io.Copy(io.Discard, content)
 		return err
 	}
-	if err := d.mkdir(parent(name)); err != nil {
-		return &SinkError{err}
-	}
-	root, rel := d.place(name)
-	f, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, privateFile)
+	f, err := d.create(name)
 	if err != nil {
-		return &SinkError{fmt.Errorf("cannot create it: %w", err)}
+		return &SinkError{err}
 	}
 	if err := d.fill(f, h, content); err != nil {
 		return errors.Join(err, f.Close())
 	}
+	return d.written(f, name, h.Size, 1)
+}
+
+// Pages writes pages of a file, and begins to sync them.
+func (d *disk) Pages(name string, h *tar.Header, size int64, write func(io.WriterAt) error) error {
+	if d.leavesOut(name) {
+		return write(nowhere{})
+	}
+	f, err := d.openPages(name, h, size)
+	if err != nil {
+		return &SinkError{err}
+	}
+	if err := write(pageWriter{d, f}); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if h == nil {
+		return d.written(f, name, 0, 0)
+	}
+	return d.written(f, name, size, 1)
+}
+
+// openPages makes a file of a size, or opens it if it has been made.
+func (d *disk) openPages(name string, h *tar.Header, size int64) (*os.File, error) {
+	if h == nil {
+		root, rel := d.place(name)
+		f, err := root.OpenFile(rel, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("cannot go on with it: %w", err)
+		}
+		return f, nil
+	}
+	f, err := d.create(name)
+	if err != nil {
+		return nil, err
+	}
+	owned := *h
+	owned.Mode |= privateFile // it is opened again; and PostgreSQL writes to it, too
+	if err := errors.Join(f.Truncate(size), d.describe(f, &owned)); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// leavesOut tells what is not written: a mark left in the cluster that was backed up (the one here is this restore's), and what does
+// not belong into a tablespace.
+func (d *disk) leavesOut(name string) bool { return name == markFile || d.stray(name) }
+
+func (d *disk) create(name string) (*os.File, error) {
+	if err := d.mkdir(parent(name)); err != nil {
+		return nil, err
+	}
+	root, rel := d.place(name)
+	f, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, privateFile)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create it: %w", err)
+	}
+	return f, nil
+}
+
+// written begins to sync a file, and counts it.
+func (d *disk) written(f *os.File, name string, size int64, files int) error {
 	if d.syncing.Err() != nil { // an earlier file could not be synced
 		return &SinkError{errors.Join(context.Cause(d.syncing), f.Close())}
 	}
@@ -186,9 +243,32 @@ func (d *disk) File(name string, h *tar.Header, content io.Reader) error {
 	})
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.files++
-	d.bytes += h.Size
+	d.files += files
+	d.bytes += size
 	return nil
+}
+
+// nowhere takes pages that are not written.
+type nowhere struct{}
+
+func (nowhere) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+
+// pageWriter writes pages to a file of the disk.
+type pageWriter struct {
+	d *disk
+	f *os.File
+}
+
+func (w pageWriter) WriteAt(b []byte, offset int64) (int, error) {
+	if err := pgdata.Throttle(w.d.ctx, w.d.limit, len(b)); err != nil {
+		return 0, &SinkError{err}
+	}
+	n, err := w.f.WriteAt(b, offset)
+	if err != nil {
+		return n, &SinkError{fmt.Errorf("cannot write it: %w", err)}
+	}
+	w.d.add(int64(n))
+	return n, nil
 }
 
 // beginSyncs makes ready for files to be synced.
@@ -230,16 +310,22 @@ func (d *disk) fill(f *os.File, h *tar.Header, content io.Reader) error {
 			return err
 		}
 	}
+	if err := d.describe(f, h); err != nil {
+		return &SinkError{err}
+	}
+	return nil
+}
+
+// describe gives a file its recorded mode and owner.
+func (d *disk) describe(f *os.File, h *tar.Header) error {
 	if mode := fs.FileMode(h.Mode).Perm(); mode != privateFile {
 		if err := f.Chmod(mode); err != nil {
-			return &SinkError{err}
+			return err
 		}
 	}
 	if d.chown {
 		uid, gid := d.owner(h)
-		if err := f.Chown(uid, gid); err != nil {
-			return &SinkError{err}
-		}
+		return f.Chown(uid, gid)
 	}
 	return nil
 }

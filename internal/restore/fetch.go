@@ -63,23 +63,20 @@ type Report struct {
 	Bytes   int64
 }
 
-// Fetch restores a full backup into an empty directory.
+// Fetch restores a backup into an empty directory: a full one, or a delta with what it takes from the backups that it is based on.
 func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, error) {
 	began := time.Now()
-	if b.Delta != nil {
-		return Report{}, hint.With(fmt.Errorf("cannot restore %s: it is a delta on %s, and this version of walden restores full backups only", b.Name, b.Delta.From),
-			"restore the full backup "+b.Delta.FullName+" and let WAL replay do the rest")
-	}
-	listing, err := d.Catalog.List(ctx, b)
+	chain, err := d.Catalog.Chain(ctx, b)
 	if err != nil {
 		return Report{}, err
 	}
+	listing := chain[0].Listing
 	t, err := plan(b, listing, o)
 	if err != nil {
 		return Report{}, err
 	}
 	d.Log.Info("restore begins", "action", "backup-fetch", "backup", b.Name, "state", "begin", "dir", t.dir,
-		"parts", len(listing.Parts), "files", listing.Files.Len(), "size", listing.DataSize, "tablespaces", len(t.spaces), "started", b.When())
+		"parts", partsOf(chain), "backups", len(chain), "files", listing.Files.Len(), "size", listing.DataSize, "tablespaces", len(t.spaces), "started", b.When())
 
 	sink, err := t.open(ctx, d, b, o)
 	if err != nil {
@@ -87,7 +84,7 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 	}
 	defer sink.close()
 	d.Progress.Begin(listing.DataSize)
-	utilities, err := Unpack(ctx, d.Catalog, d.Log, b, listing, o.Workers, sink)
+	utilities, err := Unpack(ctx, d.Catalog, d.Log, chain, o.Workers, sink)
 	d.Progress.End()
 	if err == nil {
 		err = t.complete(ctx, d.Log, sink, b, utilities)
@@ -99,6 +96,15 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 		"files", sink.files, "size", sink.bytes, "seconds", time.Since(began).Round(time.Millisecond).Seconds(),
 		"rate", int64(float64(sink.bytes)/time.Since(began).Seconds()))
 	return Report{b, t.dir, t.spaces, t.walDir, cmp.Or(listing.WALLink, sink.walLink), sink.files, sink.bytes}, nil
+}
+
+// partsOf counts the parts that are read.
+func partsOf(chain []catalog.Member) int {
+	n := 0
+	for _, m := range chain {
+		n += len(m.Listing.Parts)
+	}
+	return n
 }
 
 func unfinishedHint(t *target) string {
@@ -234,7 +240,7 @@ func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b cata
 	if err := checkLabel(b, u); err != nil {
 		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
 	}
-	if err := checkControl(b, u.Control.Content); err != nil {
+	if err := checkUtilities(b, u); err != nil {
 		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
 	}
 	if m := u.TablespaceMap; m != nil {

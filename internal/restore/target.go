@@ -274,7 +274,7 @@ type need struct {
 const block = 4096
 
 // checkSpace compares what is to be written with what the file systems have free. Where a backup does not record sizes by
-// file (WAL-G's own) only the sum is known, and it is checked if everything goes to one file system.
+// file (WAL-G's own) only the sum is known: of a chain that is what the newest backup's cluster had.
 func (t *target) checkSpace(l catalog.Listing) error {
 	devices := map[uint64]*need{}
 	on := func(dir string) (*need, error) {
@@ -299,7 +299,7 @@ func (t *target) checkSpace(l catalog.Listing) error {
 	}
 	if !l.Hashed {
 		if len(devices) > 1 {
-			return nil
+			return checkTogether(devices, l.DataSize)
 		}
 		base.bytes, base.files = l.DataSize, int64(l.Files.Len())
 	}
@@ -318,6 +318,25 @@ func (t *target) checkSpace(l catalog.Listing) error {
 		if err := n.check(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkTogether makes sure that bytes fit on several file systems, whatever of them goes where.
+func checkTogether(devices map[uint64]*need, bytes int64) error {
+	free, dirs := int64(0), []string{}
+	for _, n := range devices {
+		var st unix.Statfs_t
+		if err := unix.Statfs(nearestExisting(n.dir), &st); err != nil {
+			return fmt.Errorf("cannot restore into %s: %w", n.dir, err)
+		}
+		free, dirs = sum(free, int64(st.Bavail)*st.Bsize), append(dirs, n.dir)
+	}
+	if bytes > free {
+		slices.Sort(dirs)
+		return hint.With(fmt.Errorf("cannot restore into %s: their file systems have %d MiB free together, the backup needs %d MiB",
+			strings.Join(dirs, " and "), free>>20, bytes>>20+1),
+			"nothing was written; make room, or move tablespaces with --tablespace-mapping OLD=NEW")
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
+	"gitlab.com/walden-pg/walden/pkg/increment"
 )
 
 // Sink takes what a backup consists of. Its methods are called by many goroutines at once, for different names, and for
@@ -28,6 +29,9 @@ type Sink interface {
 	Dir(name string, h *tar.Header) error
 	File(name string, h *tar.Header, content io.Reader) error
 	Link(name, target string, h *tar.Header) error
+	// Pages begins a file of size bytes, or goes on with it if h is nil, and lets write put pages into it at their places. In all
+	// calls together each page is written once.
+	Pages(name string, h *tar.Header, size int64, write func(io.WriterAt) error) error
 }
 
 // Utilities are the three files that a restore places last, and not from the parts.
@@ -61,11 +65,13 @@ func (e *SinkError) Unwrap() error { return e.Err }
 
 // unpacker reads the parts of one backup.
 type unpacker struct {
-	catalog *catalog.Catalog
-	log     *slog.Logger
-	backup  catalog.Backup
-	listing catalog.Listing
-	sink    Sink
+	catalog  *catalog.Catalog
+	log      *slog.Logger
+	backup   catalog.Backup
+	listing  catalog.Listing
+	sink     Sink
+	assembly *assembly // files that several backups contribute to
+	older    bool      // a newer backup is based on it: nothing is taken but the files of the listing
 
 	hashers sync.Pool // of *xxh3.Hasher128
 
@@ -78,6 +84,7 @@ type unpacker struct {
 	files     *catalog.Files // what the documents name, then what else was met
 	named     int            // how many of them the documents name
 	seen      []reading      // by position in files
+	read      []reading      // by number of the part: the attempt that read it to its end
 	utilities Utilities
 }
 
@@ -90,15 +97,19 @@ func (r reading) part() int32 { return int32(r) / (partAttempts + 1) }
 // readingOf is the attempt at a part: the part from 0, the attempt from 1.
 func readingOf(part, attempt int32) reading { return reading(part*(partAttempts+1) + attempt) }
 
-// Unpack reads every part of a full backup once and gives its entries to the sink: those that the backup's documents name,
-// or all where they name none. It proves on the way what can be proven: the hash of every part and of every file where
-// they are recorded, that no name appears twice, and that nothing is missing.
-func Unpack(ctx context.Context, c *catalog.Catalog, log *slog.Logger, b catalog.Backup, l catalog.Listing, workers int, sink Sink) (Utilities, error) {
-	u := newUnpacker(c, log, b, l, sink)
-	if err := u.readAll(ctx, l.Parts, 0, false, workers); err != nil {
+// Unpack reads every part of a chain of backups once, as [catalog.Catalog.Chain] returns it, and gives the entries to the sink: those
+// that the newest backup's documents name, or all where they name none. It proves on the way what can be proven: the hash of every part
+// and of every file where they are recorded, that no name appears twice, and that nothing is missing.
+func Unpack(ctx context.Context, c *catalog.Catalog, log *slog.Logger, chain []catalog.Member, workers int, sink Sink) (Utilities, error) {
+	newest := chain[0]
+	u := newUnpacker(c, log, newest, newAssembly(chain), sink)
+	if err := u.readAll(ctx, newest.Listing.Parts, 0, false, workers); err != nil {
 		return Utilities{}, err
 	}
-	if err := u.readAll(ctx, l.Special, len(l.Parts), true, workers); err != nil {
+	if err := u.unpackOlder(ctx, chain[1:], workers); err != nil {
+		return Utilities{}, err
+	}
+	if err := u.readAll(ctx, newest.Listing.Special, len(newest.Listing.Parts), true, workers); err != nil {
 		return Utilities{}, err
 	}
 	if err := u.checkSize(); err != nil {
@@ -126,6 +137,7 @@ func decodedLimit(l catalog.Listing) int64 {
 		for _, f := range l.Files.All() {
 			size = sum(size, f.Size)
 		}
+		size = sum(size, l.Passed.Size)
 	}
 	if size <= 0 && !l.Hashed {
 		size = 0
@@ -133,7 +145,7 @@ func decodedLimit(l catalog.Listing) int64 {
 			size = sum(size, sum(0, p.Size)*bestRatio)
 		}
 	}
-	return sum(sum(size, size), spareDecoded+int64(l.Files.Len()+len(l.Parts))*perEntry)
+	return sum(sum(size, size), spareDecoded+int64(l.Files.Len()+l.Passed.Files+len(l.Parts))*perEntry)
 }
 
 // sum adds sizes that come from an archive; math.MaxInt64 stands for all that is more.
@@ -160,13 +172,15 @@ func (m *metered) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func newUnpacker(c *catalog.Catalog, log *slog.Logger, b catalog.Backup, l catalog.Listing, sink Sink) *unpacker {
-	u := &unpacker{catalog: c, log: log, backup: b, listing: l, sink: sink, files: l.Files, named: l.Files.Len(),
+func newUnpacker(c *catalog.Catalog, log *slog.Logger, m catalog.Member, a *assembly, sink Sink) *unpacker {
+	l := m.Listing
+	u := &unpacker{catalog: c, log: log, backup: m.Backup, listing: l, assembly: a, sink: sink, files: l.Files, named: l.Files.Len(),
 		hashers: sync.Pool{New: func() any { return new(xxh3.Hasher128) }}, limit: decodedLimit(l)}
 	if u.files == nil {
 		u.files = &catalog.Files{}
 	}
 	u.seen = make([]reading, u.named)
+	u.read = make([]reading, len(l.Parts)+len(l.Special))
 	return u
 }
 
@@ -188,8 +202,10 @@ func (u *unpacker) readAll(ctx context.Context, parts []catalog.Part, offset int
 // readRepeatedly reads a part, again if the storage failed in a way that may pass.
 func (u *unpacker) readRepeatedly(ctx context.Context, p catalog.Part, number int32, special bool) error {
 	for attempt := int32(1); ; attempt++ {
-		err := u.readPart(ctx, p, readingOf(number, attempt), special)
+		at := readingOf(number, attempt)
+		err := u.readPart(ctx, p, at, special)
 		if err == nil {
+			u.read[number] = at
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -214,7 +230,7 @@ func mayPass(err error, attempt int32) bool {
 	switch {
 	case errors.As(err, &sink), errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), catalog.IsPermanent(err):
 		return false
-	case errors.Is(err, catalog.ErrDamaged), errors.Is(err, errContent):
+	case errors.Is(err, catalog.ErrDamaged), errors.Is(err, errContent), errors.Is(err, increment.ErrDamaged):
 		return attempt == 1
 	}
 	return true
@@ -285,6 +301,9 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 	}
 	name = strings.Clone(name) // a part of the header's PAX records, which can have a megabyte and need not be kept
 	if slot := u.utility(name); slot != nil {
+		if u.older {
+			return nil // the newest backup has its own
+		}
 		if h.Typeflag != tar.TypeReg {
 			return &SinkError{fmt.Errorf("%q is no regular file, which cannot be", name)}
 		}
@@ -297,9 +316,11 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader, at reading, special b
 	if sparse(h) {
 		return &SinkError{fmt.Errorf("%w: %q is stored as a sparse file, as no writer of backups does", errContent, name)}
 	}
-	if u.listing.Hashed && h.Typeflag != tar.TypeReg { // the manifest names directories and links, too
+	if (u.listing.Hashed || u.older) && h.Typeflag != tar.TypeReg { // the manifest names directories and links, too
 		if _, named := u.find(name); !named {
-			u.ignore("an entry that the manifest does not name is ignored", name)
+			if !u.older {
+				u.ignore("an entry that the manifest does not name is ignored", name)
+			}
 			return nil
 		}
 	}
@@ -396,11 +417,18 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at readin
 	} else if before {
 		return fmt.Errorf("%w: %q appears twice", errContent, name)
 	}
+	switch want.Stored {
+	case catalog.Increment:
+		return fileErrorOrNil(name, u.assembly.increment(u.sink, name, h, content))
+	case catalog.Elsewhere:
+		return fmt.Errorf("%w: %q is in it, and is said not to be", errContent, name)
+	}
+	content, err := refuseIncrement(name, content)
+	if err != nil {
+		return fileError(name, err)
+	}
 	if !u.listing.Hashed {
-		if err := u.sink.File(name, h, content); err != nil {
-			return fileError(name, err)
-		}
-		return nil
+		return fileErrorOrNil(name, u.assembly.whole(u.sink, name, h, content))
 	}
 	if h.Size != want.Size {
 		return fmt.Errorf("%w: %q has %d bytes, %d were written", errContent, name, h.Size, want.Size)
@@ -408,7 +436,7 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at readin
 	sum := u.hashers.Get().(*xxh3.Hasher128)
 	defer u.hashers.Put(sum)
 	sum.Reset()
-	if err := u.sink.File(name, h, io.TeeReader(content, sum)); err != nil {
+	if err := u.assembly.whole(u.sink, name, h, io.TeeReader(content, sum)); err != nil {
 		return fileError(name, err)
 	}
 	if sum.Sum128().Bytes() != want.Hash {
@@ -418,6 +446,13 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at readin
 }
 
 func fileError(name string, err error) error { return fmt.Errorf("file %q: %w", name, err) }
+
+func fileErrorOrNil(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fileError(name, err)
+}
 
 // utility returns where to keep the entry if it is one of the files that are placed last.
 func (u *unpacker) utility(name string) **Utility {
@@ -452,11 +487,16 @@ func (u *unpacker) keep(slot **Utility, h *tar.Header, content io.Reader, at rea
 	return nil
 }
 
-// checkComplete proves that every entry that the backup's documents name was met.
+// checkComplete proves that every entry that the backup's documents name was met, and none only in an attempt at a part that failed:
+// then the storage gave out other bytes than it holds.
 func (u *unpacker) checkComplete() error {
 	missing, example := 0, ""
-	for i, f := range u.listing.Files.All() {
-		if u.seen[i] != 0 || f.Type == catalog.Directory || u.utility(f.Name) != nil {
+	for i, f := range u.files.All() {
+		at := u.seen[i]
+		switch {
+		case at != 0 && u.read[at.part()] != at:
+			return fmt.Errorf("cannot restore backup %s: %w: %q was read once, and not found again", u.backup.Name, errContent, f.Name)
+		case at != 0, i >= u.named, f.Type == catalog.Directory, f.Stored == catalog.Elsewhere, u.utility(f.Name) != nil:
 			continue
 		}
 		if missing++; example == "" || f.Name < example {
