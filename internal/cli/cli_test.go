@@ -236,7 +236,7 @@ func TestWrongUsageIsExplained(t *testing.T) {
 		{[]string{"backup-fetch", "/x", "LATEST", "-T", "a=b"}, []string{"OLD=NEW with two absolute paths"}},
 		{[]string{"backup-fetch", "/x", "LATEST", "--restore-spec", "/no/such/file"}, []string{"cannot read the restore specification"}},
 		{[]string{"backup-push", "--add-user-data", "plain"}, []string{"not valid JSON"}},
-		{[]string{"backup-push", "--delta-from-name", "x"}, []string{"takes full backups only"}},
+		{[]string{"backup-push", "--delta-from-name", "x", "--pghost", "/no/such/directory"}, []string{"taking a full backup", "cannot connect"}},
 		{[]string{"archive"}, []string{"needs one of the commands"}},
 		{[]string{"archive", "accept", "/no/such/directory"}, []string{"pg_control"}},
 		{[]string{"no-such-command"}, []string{"there is no such command"}},
@@ -286,7 +286,7 @@ func commands() []*cobra.Command {
 			}
 		}
 	}
-	walk(a.command())
+	walk(a.command("walden"))
 	return list
 }
 
