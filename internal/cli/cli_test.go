@@ -321,6 +321,29 @@ func page(c *cobra.Command) string {
 	for _, sub := range commands()[1:] {
 		fmt.Fprintf(&b, "- [%s](%s): %s\n", sub.CommandPath(), pageName(sub), sub.Short)
 	}
+	b.WriteString("\nCalled by a link named `wal-g`, the same commands speak as WAL-G does; by one named `wal-e`, see [wal-e](wal-e.md).\n")
+	return b.String()
+}
+
+// walEPage renders WAL-E's whole command line on one page.
+func walEPage() string {
+	root := (&walE{}).command(&app{process: Process{Version: "1.2.3"}, screen: newScreen(&bytes.Buffer{})})
+	var b strings.Builder
+	fmt.Fprintf(&b, "# wal-e\n\n<!-- Generated from the command itself: make docs -->\n\n%s\n\n%s\n", root.Short, root.Long)
+	b.WriteString("\nWhat differs from WAL-E is told in [migration](../migration.md#what-differs).\n")
+	fmt.Fprintf(&b, "\n## Options before the command\n\n```\n%s```\n", root.LocalFlags().FlagUsages())
+	for _, c := range root.Commands() {
+		if c.Hidden {
+			continue
+		}
+		fmt.Fprintf(&b, "\n## wal-e %s\n\n%s\n\n```\n%s\n```\n", c.Name(), c.Short, c.UseLine())
+		if c.Long != "" {
+			fmt.Fprintf(&b, "\n%s\n", c.Long)
+		}
+		if flags := c.LocalFlags().FlagUsages(); flags != "" {
+			fmt.Fprintf(&b, "\n```\n%s```\n", flags)
+		}
+	}
 	return b.String()
 }
 
@@ -334,7 +357,8 @@ func pageName(c *cobra.Command) string {
 func TestDocsOfTheCommandsAreUpToDate(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join("..", "..", "docs", "commands")
-	var made []string
+	made := []string{"wal-e.md"}
+	golden(t, filepath.Join(dir, "wal-e.md"), walEPage())
 	for _, c := range commands() {
 		made = append(made, pageName(c))
 		golden(t, filepath.Join(dir, pageName(c)), page(c))

@@ -272,14 +272,14 @@ func (w *walE) backupPush(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVarP(&pool, "pool-size", "p", 4, "`number` of parts that are read, compressed and uploaded at once; by default one per processor")
+	f.IntVarP(&pool, "pool-size", "p", 0, "`number` of parts that are read, compressed and uploaded at once; by default one per processor")
 	f.IntVar(&rate, "cluster-read-rate-limit", 0, "bytes per second that are read from disk at most (`number`)")
 	f.BoolVar(&offline, "while-offline", false, "refused: the cluster has to run")
 	return cmd
 }
 
 func atLeastOne(cmd *cobra.Command, option string, n int) error {
-	if n < 1 {
+	if n < 1 && cmd.Flags().Changed(option) {
 		return usage(cmd, "cannot use --%s %d: expected at least 1", option, n)
 	}
 	return nil
@@ -331,7 +331,7 @@ func (w *walE) backupFetch(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVarP(&pool, "pool-size", "p", 4, "`number` of parts that are fetched at once; by default as WALG_DOWNLOAD_CONCURRENCY says")
+	f.IntVarP(&pool, "pool-size", "p", 0, "`number` of parts that are fetched at once; by default as WALG_DOWNLOAD_CONCURRENCY says")
 	f.BoolVar(&blind, "blind-restore", false, "accepted, without effect: walden makes the links of tablespaces itself")
 	f.StringVar(&spec, "restore-spec", "", "`file` that says where tablespaces go, or SOURCE for where they were")
 	return cmd
@@ -557,7 +557,7 @@ func (w *walE) walPush(a *app) *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().IntVarP(&pool, "pool-size", "p", 32, "accepted, without effect: each call archives the file that PostgreSQL names (`number`)")
+	cmd.Flags().IntVarP(&pool, "pool-size", "p", 0, "accepted, without effect: each call archives the file that PostgreSQL names (`number`)")
 	return cmd
 }
 
@@ -584,7 +584,7 @@ func (w *walE) walFetch(a *app) *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return notAbsent(usage(cmd, "cannot run %s: %w", cmd.Name(), err), ".")
 	})
-	cmd.Flags().IntVarP(&prefetch, "prefetch", "p", 8, "accepted, without effect: each call fetches the file that PostgreSQL asks for (`number`)")
+	cmd.Flags().IntVarP(&prefetch, "prefetch", "p", 0, "accepted, without effect: each call fetches the file that PostgreSQL asks for (`number`)")
 	return cmd
 }
 
