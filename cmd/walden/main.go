@@ -3,6 +3,8 @@ package main
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 
 	"gitlab.com/walden-pg/walden/internal/cli"
 )
@@ -11,11 +13,20 @@ import (
 var version = "unknown"
 
 func main() {
-	program, err := os.Executable()
-	if err != nil {
-		program = os.Args[0]
-	}
 	os.Exit(cli.Main(cli.Process{
-		Args: os.Args[1:], Program: program, Environ: os.Environ(), Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
+		Args: os.Args[1:], Called: os.Args[0], Program: program(), Environ: os.Environ(), Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
 	}))
+}
+
+// program is the file that was called, by its full name: the link, where one was.
+func program() string {
+	if called, err := exec.LookPath(os.Args[0]); err == nil {
+		if called, err = filepath.Abs(called); err == nil {
+			return called
+		}
+	}
+	if self, err := os.Executable(); err == nil {
+		return self
+	}
+	return os.Args[0]
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,8 +37,8 @@ func (a *app) backupPush() *cobra.Command {
 				return err
 			}
 			a.setTarget(o.storage)
-			if o.deltaName != "" || o.deltaUserData != "" || a.config.Backup.DeltaFromName != "" || a.config.Backup.DeltaFromUserData != "" {
-				return hint.With(fmt.Errorf("cannot take a delta backup: this version of walden takes full backups only"), "leave out the base of the delta")
+			if o.deltaName != "" || o.deltaUserData != "" {
+				a.log.Warn("taking a full backup: this version of walden takes no deltas", "base", cmp.Or(o.deltaName, o.deltaUserData))
 			}
 			options := backup.Options{
 				DataDir:   a.config.Postgres.DataDir,
@@ -69,8 +70,8 @@ func (a *app) backupPush() *cobra.Command {
 	f.BoolVarP(&o.allCorrupt, "store-all-corrupt", "s", false, "name all corrupt blocks in the metadata, not just the first ten of a file")
 	f.StringVar(&o.userData, "add-user-data", "", "`JSON` to store with the backup")
 	f.BoolVarP(&o.full, "full", "f", false, "take a full backup (this version takes no others)")
-	f.StringVar(&o.deltaName, "delta-from-name", "", "base of a delta backup (not in this version)")
-	f.StringVar(&o.deltaUserData, "delta-from-user-data", "", "base of a delta backup (not in this version)")
+	f.StringVar(&o.deltaName, "delta-from-name", "", "accepted, without effect: a full backup is taken, which needs no base")
+	f.StringVar(&o.deltaUserData, "delta-from-user-data", "", "accepted, without effect: a full backup is taken, which needs no base")
 	f.StringVar(&o.storage, "target-storage", "", "name of the storage")
 	// Ways of packing that WAL-G offers. walden spreads files evenly by itself, and restores do not depend on it.
 	f.BoolVarP(&o.rating, "rating-composer", "r", false, "accepted, without effect")

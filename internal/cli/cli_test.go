@@ -236,7 +236,7 @@ func TestWrongUsageIsExplained(t *testing.T) {
 		{[]string{"backup-fetch", "/x", "LATEST", "-T", "a=b"}, []string{"OLD=NEW with two absolute paths"}},
 		{[]string{"backup-fetch", "/x", "LATEST", "--restore-spec", "/no/such/file"}, []string{"cannot read the restore specification"}},
 		{[]string{"backup-push", "--add-user-data", "plain"}, []string{"not valid JSON"}},
-		{[]string{"backup-push", "--delta-from-name", "x"}, []string{"takes full backups only"}},
+		{[]string{"backup-push", "--delta-from-name", "x", "--pghost", "/no/such/directory"}, []string{"taking a full backup", "cannot connect"}},
 		{[]string{"archive"}, []string{"needs one of the commands"}},
 		{[]string{"archive", "accept", "/no/such/directory"}, []string{"pg_control"}},
 		{[]string{"no-such-command"}, []string{"there is no such command"}},
@@ -286,7 +286,7 @@ func commands() []*cobra.Command {
 			}
 		}
 	}
-	walk(a.command())
+	walk(a.command("walden"))
 	return list
 }
 
@@ -321,6 +321,29 @@ func page(c *cobra.Command) string {
 	for _, sub := range commands()[1:] {
 		fmt.Fprintf(&b, "- [%s](%s): %s\n", sub.CommandPath(), pageName(sub), sub.Short)
 	}
+	b.WriteString("\nCalled by a link named `wal-g`, the same commands speak as WAL-G does; by one named `wal-e`, see [wal-e](wal-e.md).\n")
+	return b.String()
+}
+
+// walEPage renders WAL-E's whole command line on one page.
+func walEPage() string {
+	root := (&walE{}).command(&app{process: Process{Version: "1.2.3"}, screen: newScreen(&bytes.Buffer{})})
+	var b strings.Builder
+	fmt.Fprintf(&b, "# wal-e\n\n<!-- Generated from the command itself: make docs -->\n\n%s\n\n%s\n", root.Short, root.Long)
+	b.WriteString("\nWhat differs from WAL-E is told in [migration](../migration.md#what-differs).\n")
+	fmt.Fprintf(&b, "\n## Options before the command\n\n```\n%s```\n", root.LocalFlags().FlagUsages())
+	for _, c := range root.Commands() {
+		if c.Hidden {
+			continue
+		}
+		fmt.Fprintf(&b, "\n## wal-e %s\n\n%s\n\n```\n%s\n```\n", c.Name(), c.Short, c.UseLine())
+		if c.Long != "" {
+			fmt.Fprintf(&b, "\n%s\n", c.Long)
+		}
+		if flags := c.LocalFlags().FlagUsages(); flags != "" {
+			fmt.Fprintf(&b, "\n```\n%s```\n", flags)
+		}
+	}
 	return b.String()
 }
 
@@ -334,7 +357,8 @@ func pageName(c *cobra.Command) string {
 func TestDocsOfTheCommandsAreUpToDate(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join("..", "..", "docs", "commands")
-	var made []string
+	made := []string{"wal-e.md"}
+	golden(t, filepath.Join(dir, "wal-e.md"), walEPage())
 	for _, c := range commands() {
 		made = append(made, pageName(c))
 		golden(t, filepath.Join(dir, pageName(c)), page(c))

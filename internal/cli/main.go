@@ -5,6 +5,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 // Process is what a run of the program gets from the operating system.
 type Process struct {
 	Args           []string // without the program's name
+	Called         string   // argv[0]; its last element may name a tool that walden stands in for
 	Program        string   // as it was called, for messages that tell the operator what to type
 	Environ        []string
 	Stdout, Stderr io.Writer
@@ -46,7 +48,8 @@ func Main(p Process) int {
 func (a *app) run(ctx context.Context) int {
 	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
-	root := a.command()
+	a.as = personalityOf(a.process.Called)
+	root := a.as.command(a)
 	root.SetArgs(a.process.Args)
 	root.SetOut(a.process.Stdout)
 	root.SetErr(a.process.Stderr)
@@ -55,14 +58,15 @@ func (a *app) run(ctx context.Context) int {
 		return exitOK
 	}
 	if !errors.Is(err, errSilent) {
-		printError(a.screen, err)
+		a.as.printError(a, err)
 	}
-	return exitCode(err)
+	return a.as.exitCode(err)
 }
 
 // app is one run of the program.
 type app struct {
 	process Process
+	as      personality
 	screen  *screen
 	flags   map[string]string // setting name → value given as a flag
 	file    string            // --config
@@ -86,10 +90,10 @@ func (a *app) close() {
 	}
 }
 
-// command builds the tree of commands.
-func (a *app) command() *cobra.Command {
+// command builds the tree of commands for a program of the name given.
+func (a *app) command(name string) *cobra.Command {
 	root := &cobra.Command{
-		Use:   "walden",
+		Use:   name,
 		Short: "Backup and WAL archiving for PostgreSQL",
 		Long: "walden archives PostgreSQL: base backups of running clusters and their WAL, in the storage format of WAL-G.\n" +
 			"Settings come from flags, the environment and a configuration file; `walden settings` shows all of them.",
@@ -114,6 +118,7 @@ func (a *app) command() *cobra.Command {
 	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
 	a.addSettingFlags(root)
 	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.walPush(), a.walFetch(), a.archive(), a.settings())
+	root.AddCommand(a.notYet()...)
 	return root
 }
 
@@ -186,11 +191,26 @@ func (a *app) openLog() error {
 	options := &slog.HandlerOptions{Level: map[string]slog.Level{
 		"ERROR": slog.LevelError, "NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug,
 	}[a.config.Log.Level]}
-	if a.config.Log.Format == "json" {
-		a.log = slog.New(slog.NewJSONHandler(out, options))
-	} else {
-		a.log = slog.New(slog.NewTextHandler(out, options))
+	handlerOn := func(out io.Writer) slog.Handler {
+		if a.config.Log.Format == "json" {
+			return slog.NewJSONHandler(out, options)
+		}
+		return a.as.handler(out, options)
 	}
+	destinations := cmp.Or(a.config.Log.WALEDestination, a.as.logsTo())
+	handlers := []slog.Handler{handlerOn(out)}
+	if strings.Contains(destinations, "syslog") {
+		system, err := a.openSyslog(handlerOn)
+		switch {
+		case err == nil && !strings.Contains(destinations, "stderr"):
+			handlers = []slog.Handler{system}
+		case err == nil:
+			handlers = append(handlers, system)
+		case a.config.Log.WALEDestination != "":
+			defer func() { a.log.Warn("syslog cannot be reached; log lines go elsewhere", "error", err) }()
+		}
+	}
+	a.log = slog.New(slog.NewMultiHandler(handlers...))
 	return nil
 }
 

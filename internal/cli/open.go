@@ -92,7 +92,11 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 		Total:   max(retryTotal, 2*a.config.Limits.StallTimeout), // so that what hung once is tried again
 		OnRetry: a.storageFailed,
 	})
-	return wrapped(a.seams.retried, s), nil
+	s = wrapped(a.seams.retried, s)
+	if cfg.Kind == config.KindS3 && !a.config.S3.SkipValidation {
+		return s, s.Check(ctx)
+	}
+	return s, nil
 }
 
 // storageFailed tells the operator of a failure that may pass.

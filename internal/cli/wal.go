@@ -25,6 +25,10 @@ func shortLived() {
 	debug.SetMemoryLimit(walMemory)
 }
 
+// endBySignal keeps wal-fetch from ending with exit code 2 where it panics or runs out of memory, as any Go program does:
+// PostgreSQL takes that code for absence.
+func endBySignal() { debug.SetTraceback("crash") }
+
 func (a *app) walPush() *cobra.Command {
 	var target string
 	cmd := &cobra.Command{
@@ -65,9 +69,7 @@ func (a *app) walFetch() *cobra.Command {
 			return notAbsent(arguments(2, 2)(cmd, args), ".")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// Go ends a program that panics or runs out of memory with exit code 2, which PostgreSQL takes for absence. This way it
-			// ends by a signal.
-			debug.SetTraceback("crash")
+			endBySignal()
 			shortLived()
 			err := a.runWALFetch(cmd, args[0], args[1], target)
 			if errors.Is(err, archive.ErrAbsent) {

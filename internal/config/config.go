@@ -83,6 +83,7 @@ type S3 struct {
 	Region         string
 	DefaultRegion  string // used where Region is ""
 	Endpoint       string // URL with scheme
+	WALEEndpoint   string // as WAL-E writes it; Endpoint and ForcePathStyle hold what follows from it
 	ForcePathStyle bool
 	DualStack      bool
 	CABundle       string // file name, PEM
@@ -218,6 +219,9 @@ type Log struct {
 	Level       string // "ERROR", "NORMAL", "DEVEL"
 	Destination string // "stderr" or a file name, to which lines are appended
 	Format      string // "text", "json"
+
+	WALEDestination string // "stderr", "syslog" or both with a comma between; "" if not set
+	SyslogFacility  string // "user", "local0" to "local7"
 }
 
 // Value is one setting as [Load] found it.

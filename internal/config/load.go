@@ -317,6 +317,7 @@ func (l *loader) found(name string) string {
 func (l *loader) checkTogether() {
 	l.chooseStorage()
 	c := &l.config
+	c.S3.useWALEEndpoint()
 
 	if (c.S3.AccessKeyID != "") != c.S3.SecretAccessKey.IsSet() {
 		l.fault("cannot use static S3 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set together")

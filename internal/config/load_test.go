@@ -94,7 +94,7 @@ func TestDefaults(t *testing.T) {
 		WAL: WAL{Timeout: 5 * time.Minute},
 		Limits: Limits{Memory: 128 << 20, StallTimeout: 2 * time.Minute, UploadConcurrency: 16,
 			DownloadConcurrency: 10},
-		Log: Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
+		Log: Log{Level: "NORMAL", Destination: "stderr", Format: "text", SyslogFacility: "user"},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)

@@ -110,7 +110,8 @@ var groupIntroductions = map[string]string{
 	groupSwift: "walden refuses to run with this storage.",
 	groupSSH:   "walden refuses to run with this storage.",
 	groupOSS:   "walden refuses to run with this storage.",
-	groupWALE:  "Settings of WAL-E that WAL-G has not.",
+	groupWALE: "Settings of WAL-E that WAL-G has not. `TMPDIR` needs none: walden writes no temporary files outside the archive and the restored " +
+		"directories. What differs under the name `wal-e` is told in [migration](migration.md).",
 }
 
 // WriteMarkdown writes docs/configuration.md.

@@ -115,3 +115,30 @@ func checkFolder(folder string) error {
 	}
 	return nil
 }
+
+// walEEndpoint is an address in WAL-E's form: protocol, where the bucket's name goes, host and port (WAL-E format, "Configuration").
+var walEEndpoint = regexp.MustCompile(`^(https?)\+(path|virtualhost|subdomain)://([^/@?#\s]+)/?$`)
+
+func checkWALEEndpoint(text string) error {
+	if !walEEndpoint.MatchString(text) {
+		return errors.New("expected http or https, then +path, +virtualhost or +subdomain, then ://host:port")
+	}
+	return nil
+}
+
+// useWALEEndpoint draws the conclusions from WALE_S3_ENDPOINT where AWS_ENDPOINT is not set.
+func (s *S3) useWALEEndpoint() {
+	if m := walEEndpoint.FindStringSubmatch(s.WALEEndpoint); m != nil && s.Endpoint == "" {
+		s.Endpoint = m[1] + "://" + m[3]
+		s.ForcePathStyle = s.ForcePathStyle || m[2] == "path"
+	}
+}
+
+func checkLogDestination(text string) error {
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "stderr" && part != "syslog" {
+			return errors.New("expected stderr, syslog, or both with a comma between")
+		}
+	}
+	return nil
+}

@@ -126,7 +126,7 @@ func s3() []Definition {
 		{Name: "AWS_SECRET_ACCESS_KEY", Aliases: []string{"AWS_SECRET_KEY"}, Type: Text, Secret: true,
 			Help:  "The secret that belongs to `AWS_ACCESS_KEY_ID`.",
 			field: func(c *Config) any { return &c.S3.SecretAccessKey }},
-		{Name: "AWS_SESSION_TOKEN", Type: Text, Secret: true,
+		{Name: "AWS_SESSION_TOKEN", Aliases: []string{"AWS_SECURITY_TOKEN"}, Type: Text, Secret: true,
 			Help:  "Session token of temporary static credentials.",
 			field: func(c *Config) any { return &c.S3.SessionToken }},
 		{Name: "AWS_ROLE_ARN", Type: Text,
@@ -661,9 +661,9 @@ func otherStorages() []Definition {
 			{Name: "GCS_MAX_RETRIES", Type: Integer, Default: "16", Help: "Retries of a request."},
 		}},
 		{groupAzure, []Definition{
-			{Name: "AZURE_STORAGE_ACCOUNT", Type: Text, Help: "Storage account."},
-			{Name: "AZURE_STORAGE_ACCESS_KEY", Type: Text, Secret: true, Help: "Key of the account."},
-			{Name: "AZURE_STORAGE_SAS_TOKEN", Type: Text, Secret: true, Help: "Shared access signature, instead of the key."},
+			{Name: "AZURE_STORAGE_ACCOUNT", Aliases: []string{"WABS_ACCOUNT_NAME"}, Type: Text, Help: "Storage account."},
+			{Name: "AZURE_STORAGE_ACCESS_KEY", Aliases: []string{"WABS_ACCESS_KEY"}, Type: Text, Secret: true, Help: "Key of the account."},
+			{Name: "AZURE_STORAGE_SAS_TOKEN", Aliases: []string{"WABS_SAS_TOKEN"}, Type: Text, Secret: true, Help: "Shared access signature, instead of the key."},
 			{Name: "AZURE_ENVIRONMENT_NAME", Type: Text, Default: "AzurePublicCloud", Help: "Which of Azure's clouds."},
 			{Name: "AZURE_ENDPOINT_SUFFIX", Type: Text, Help: "End of the service's host name, instead of the cloud's own."},
 			{Name: "AZURE_BUFFER_SIZE", Type: Size, Default: "8388608", Help: "Size of the blocks of an upload."},
@@ -713,15 +713,45 @@ func otherStorages() []Definition {
 
 // walE are settings that WAL-E had and WAL-G has not.
 func walE() []Definition {
-	return inGroup(groupWALE, []Definition{
-		{Name: "WALE_S3_ENDPOINT", Type: Text, Secret: true,
-			Help:   "Address of the S3 service, with WAL-E's own schemes.",
-			Effect: "set AWS_ENDPOINT, and AWS_S3_FORCE_PATH_STYLE=true in place of http+path or https+path"},
+	const noSwift = "walden cannot use OpenStack Swift"
+	definitions := []Definition{
+		{Name: "WALE_S3_ENDPOINT", Type: Text, check: checkWALEEndpoint,
+			Help: "Address of the S3 service with WAL-E's own schemes: `http+path://host:port`, or `https` and one of `path`, `virtualhost`, " +
+				"`subdomain`. `AWS_ENDPOINT` comes before it.",
+			field: func(c *Config) any { return &c.S3.WALEEndpoint }},
+		{Name: "WALE_LOG_DESTINATION", Type: Text, check: checkLogDestination,
+			Help: "Where log lines go: `stderr`, `syslog`, or both with a comma between. Without it: `stderr`, and both if walden is called " +
+				"as `wal-e`. `WALG_LOG_DESTINATION` takes the place of `stderr`.",
+			field: func(c *Config) any { return &c.Log.WALEDestination }},
+		{Name: "WALE_SYSLOG_FACILITY", Type: Choice, Default: "user",
+			Choices: []string{"user", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7"},
+			Help:    "Facility of what goes to syslog.",
+			field:   func(c *Config) any { return &c.Log.SyslogFacility }},
+		{Name: "WALE_RETRIES", Type: Integer, Default: "100",
+			Help:   "Attempts for what failed.",
+			Effect: "failures are repeated for a time, which WALDEN_WAL_TIMEOUT and WALDEN_STALL_TIMEOUT bound"},
+		{Name: "AWS_INSTANCE_PROFILE", Type: Boolean, Default: "false",
+			Help:   "Take credentials from the role of the machine.",
+			Effect: "the role's credentials are found wherever no others are set"},
+		{Name: "GS_ACCESS_KEY_ID", Type: Text, Help: "Key for Google Cloud Storage.", Effect: "nor had it in WAL-E; set GOOGLE_APPLICATION_CREDENTIALS"},
+		{Name: "GS_SECRET_ACCESS_KEY", Type: Text, Secret: true, Help: "The secret that belongs to it.",
+			Effect: "nor had it in WAL-E; set GOOGLE_APPLICATION_CREDENTIALS"},
 		{Name: "WALE_WABS_PREFIX", Type: Text, Secret: true,
-			Help: "Container and path in Azure Blob Storage.", Effect: "set WALG_AZ_PREFIX=azure://container/path"},
-		{Name: "WALE_LOG_DESTINATION", Type: Text,
-			Help: "`stderr` or `syslog`.", Effect: "set WALG_LOG_DESTINATION"},
-		{Name: "WALE_SYSLOG_FACILITY", Type: Text,
-			Help: "Facility of syslog.", Effect: "walden does not write to syslog"},
-	})
+			Help:   "Container and path in Azure Blob Storage.",
+			Effect: "set WALG_AZ_PREFIX=azure://container/path; only under the name wal-e it is that"},
+		{Name: "SWIFT_AUTHURL", Type: Text, Effect: noSwift, Help: "Address of the identity service."},
+		{Name: "SWIFT_USER", Type: Text, Effect: noSwift, Help: "User."},
+		{Name: "SWIFT_PASSWORD", Type: Text, Secret: true, Effect: noSwift, Help: "Password."},
+		{Name: "SWIFT_AUTH_VERSION", Type: Text, Default: "2", Effect: noSwift, Help: "Version of the identity service."},
+		{Name: "SWIFT_ENDPOINT_TYPE", Type: Text, Default: "publicURL", Effect: noSwift, Help: "Which of the service's addresses."},
+		{Name: "SWIFT_REGION", Type: Text, Effect: noSwift, Help: "Region."},
+	}
+	for _, name := range []string{
+		"TENANT", "TENANT_ID", "USER_ID", "USER_DOMAIN_ID", "USER_DOMAIN_NAME", "DOMAIN_ID", "DOMAIN_NAME",
+		"PROJECT_ID", "PROJECT_NAME", "PROJECT_DOMAIN_ID", "PROJECT_DOMAIN_NAME",
+	} {
+		definitions = append(definitions, Definition{Name: "SWIFT_" + name, Type: Text, Effect: noSwift,
+			Help: "Whom the identity service is told: the " + strings.ToLower(strings.ReplaceAll(name, "_", " ")) + "."})
+	}
+	return inGroup(groupWALE, definitions)
 }

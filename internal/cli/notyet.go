@@ -1,0 +1,53 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"gitlab.com/walden-pg/walden/internal/hint"
+)
+
+// missing are commands of WAL-G that walden has not, with what to do instead. A job that is called by one of these names
+// fails with this advice; nothing is passed over.
+var missing = []struct{ name, instead string }{
+	{"backup-mark", "take backups that are to stay with `backup-push --permanent`; WAL-G can mark walden's backups"},
+	{"catchup-fetch", "take a backup and restore it where the standby is"},
+	{"catchup-list", "take a backup and restore it where the standby is"},
+	{"catchup-push", "take a backup and restore it where the standby is"},
+	{"catchup-receive", "take a backup and restore it where the standby is"},
+	{"catchup-send", "take a backup and restore it where the standby is"},
+	{"copy", "copy the archive with the storage's own tools: its objects hold no names of their place"},
+	{"daemon", "let archive_command and restore_command call wal-push and wal-fetch, which start within milliseconds"},
+	{"delete", "nothing was deleted; until walden has it, WAL-G's own binary, kept under another name, deletes in the same archive"},
+	{"pgbackrest", "restore repositories of pgBackRest with pgBackRest"},
+	{"st", "use the storage's own tools"},
+	{"wal-receive", "archive with archive_command"},
+	{"wal-restore", "restore a backup, or use pg_rewind with its --restore-target-wal"},
+	{"wal-show", "`archive identity` and `backup-list` show what walden knows of an archive"},
+	{"wal-verify", "wal-fetch checks every segment when it is fetched; WAL-G's own binary, kept under another name, verifies the same archive"},
+}
+
+// notYet are the commands that only say that they are not there, whatever their arguments.
+func (a *app) notYet() []*cobra.Command {
+	var list []*cobra.Command
+	for _, m := range missing {
+		list = append(list, &cobra.Command{
+			Use: m.name, Short: "Not in this version", Hidden: true, DisableFlagParsing: true, Args: cobra.ArbitraryArgs,
+			RunE: func(*cobra.Command, []string) error {
+				return hint.With(fmt.Errorf("cannot run %s: this version of walden does not have it", m.name), m.instead)
+			},
+		})
+	}
+	return append(list, &cobra.Command{
+		Use: "wal-prefetch NAME LOCATION", Short: "Accepted, without effect: wal-fetch fetches what PostgreSQL asks for", Hidden: true,
+		Args: arguments(2, 2),
+		RunE: func(*cobra.Command, []string) error {
+			if err := a.load(true); err != nil {
+				return err
+			}
+			a.log.Info("nothing is prefetched: wal-fetch fetches what PostgreSQL asks for")
+			return nil
+		},
+	})
+}
