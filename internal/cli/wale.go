@@ -428,7 +428,7 @@ func (w *walE) find(ctx context.Context, a *app, query string, detail bool) ([]c
 	if query != "" && query != "LATEST" && !walEBackup.MatchString(query) {
 		return nil, inWordsOfWALE(nil, "invalid backup query submitted", fmt.Sprintf(`The submitted query operator was "%s."`, query))
 	}
-	c, _, err := a.openCatalog(ctx)
+	c, _, err := a.openCatalog(ctx, toLook)
 	if err != nil {
 		return nil, err
 	}
@@ -505,6 +505,9 @@ func walETime(t time.Time, kind config.Kind) string {
 // walERange is where the WAL that a backup needs begins and ends, as WAL-E writes it: names of segments, and decimal offsets in
 // them. What is not recorded is "".
 func walERange(b catalog.Backup) (start, startOffset, stop, stopOffset string) {
+	if w := b.WALE; w != nil {
+		return w.StartSegment, w.StartOffset, w.StopSegment, w.StopOffset
+	}
 	start = b.WALFile()
 	if m := walEBackup.FindStringSubmatch(b.Name); m != nil && m[2] != "" {
 		startOffset = m[2][1:]
@@ -545,7 +548,7 @@ func (w *walE) walPush(a *app) *cobra.Command {
 				return err
 			}
 			a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
-			c, method, err := a.openCatalog(cmd.Context())
+			c, method, err := a.openCatalog(cmd.Context(), toEncrypt)
 			if err != nil {
 				return err
 			}
@@ -592,7 +595,7 @@ func (w *walE) runWALFetch(a *app, cmd *cobra.Command, name, dest string) error 
 	if err := w.load(a, cmd); err != nil {
 		return err
 	}
-	c, method, err := a.openCatalog(cmd.Context())
+	c, method, err := a.openCatalog(cmd.Context(), toDecrypt)
 	if err != nil {
 		return err
 	}

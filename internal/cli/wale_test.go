@@ -108,6 +108,7 @@ func TestTheListHasWALEsColumns(t *testing.T) {
 		code int
 	}{
 		{"backup-list", []string{"backup-list"}, 0},
+		{"backup-list-detail", []string{"backup-list", "--detail"}, 0},
 		{"backup-list-latest", []string{"backup-list", "LATEST"}, 0},
 		{"backup-list-bad", []string{"backup-list", "FOO"}, 1},
 	} {
