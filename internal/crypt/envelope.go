@@ -131,7 +131,7 @@ func (e *enveloping) Write(p []byte) (int, error) {
 // Close writes the last package. After a failed Write it returns that error.
 func (e *enveloping) Close() error {
 	switch {
-	case e.err == errClosed:
+	case errors.Is(e.err, errClosed):
 		return nil
 	case e.err == nil && e.body == nil:
 		// It would be a data key and nothing else, like any stream that was cut off behind it.

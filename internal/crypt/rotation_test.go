@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -125,12 +127,18 @@ func TestARotationTellsStoragesAndKeysFromDamage(t *testing.T) {
 	}
 }
 
-func FuzzRotation(f *testing.F) {
-	text := armoured(f, newKey(f, nil), true)
-	pgp, err := ParseOpenPGPKeys(text, nil)
+// fixedKey is the same in all processes that fuzz.
+func fixedKey(f *testing.F) *OpenPGP {
+	f.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "walg.key.asc"))
 	if err != nil {
 		f.Fatal(err)
 	}
+	return parse(f, string(text), "")
+}
+
+func FuzzRotation(f *testing.F) {
+	pgp := fixedKey(f)
 	salt, envelope := sodium(f, "the key of the year before this one"), NewEnvelope(f.Context(), newService())
 	plain := []byte("some WAL that was archived")
 	for _, c := range []Cipher{pgp, salt, envelope, None{}} {
@@ -158,7 +166,7 @@ func FuzzRotation(f *testing.F) {
 }
 
 func FuzzOpenPGP(f *testing.F) {
-	pgp := parse(f, armoured(f, newKey(f, nil), true), "")
+	pgp := fixedKey(f)
 	for _, n := range []int{0, 1, 600} {
 		sealed := seal(f, pgp, noise(n))
 		f.Add(sealed)

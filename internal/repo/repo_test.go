@@ -449,6 +449,33 @@ func TestCancellingReturnsItsCause(t *testing.T) {
 	}
 }
 
+func TestWhatDoesNotDecryptIsDamaged(t *testing.T) {
+	t.Parallel()
+	cipher, err := crypt.NewSodium(make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory := storagetest.NewMemory()
+	encrypted := func(s storage.Store) *Repo { return New(s, mustCodec(t, "none"), cipher, quick()) }
+	plain := text(100_000)
+	sealed, err := encrypted(memory).Put(t.Context(), "x", writeBytes(plain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size, err := encrypted(memory).Measure(writeBytes(plain)); err != nil || size != sealed.Size {
+		t.Errorf("it is measured as %d bytes and has %d (%v)", size, sealed.Size, err)
+	}
+	if _, err := encrypted(memory).Measure(func(io.Writer) error { return storagetest.ErrInjected }); !errors.Is(err, storagetest.ErrInjected) {
+		t.Errorf("measuring what cannot be read: %v", err)
+	}
+	for kind, damage := range map[storagetest.Kind]bool{storagetest.Half: false, storagetest.Truncate: true, storagetest.FlipBit: true} {
+		_, err := read(encrypted(storagetest.NewFault(memory, storagetest.Rule{Kind: kind})), sealed.Object)
+		if err == nil || errors.Is(err, codec.ErrDamaged) != damage || errors.Is(err, storagetest.ErrInjected) == damage {
+			t.Errorf("%v: %v", kind, err)
+		}
+	}
+}
+
 func TestDamagedObjectsAreToldFromBrokenReads(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"lz4", "zstd", "brotli"} {
