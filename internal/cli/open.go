@@ -164,10 +164,10 @@ func (a *app) s3Options() s3.Options {
 	return s3.Options{
 		Bucket: cfg.Bucket, Prefix: path.Join(cfg.Path, cfg.Folder),
 		Region: cmp.Or(c.Region, c.DefaultRegion), Endpoint: c.Endpoint, PathStyle: c.ForcePathStyle, DualStack: c.DualStack,
-		AccessKeyID: c.AccessKeyID, SecretAccessKey: s3.Secret(c.SecretAccessKey.Reveal()), SessionToken: s3.Secret(c.SessionToken.Reveal()),
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: storage.Secret(c.SecretAccessKey.Reveal()), SessionToken: storage.Secret(c.SessionToken.Reveal()),
 		RoleARN: c.RoleARN, RoleSessionName: c.RoleSessionName, WebIdentityTokenFile: c.WebIdentityTokenFile, Profile: c.Profile,
 		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: cmp.Or(c.CACertFile, c.CABundle),
-		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: s3.Secret(c.SSECustomerKey.Reveal()),
+		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: storage.Secret(c.SSECustomerKey.Reveal()),
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
 		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,

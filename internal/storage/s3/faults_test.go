@@ -1217,7 +1217,7 @@ func TestHeadersOfTheOptionsAreSent(t *testing.T) {
 		t.Cleanup(f.server.Close)
 		f.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 		o := f.options()
-		o.SSECustomerKey = Secret(key)
+		o.SSECustomerKey = storage.Secret(key)
 		if err := openTest(t, o).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority") ||
 			!storage.IsPermanent(err) {
 			t.Errorf("Check without the authority: %v", err)

@@ -29,7 +29,7 @@ import (
 func serverOptions(server *testenv.S3Server, bucket string) Options {
 	return Options{
 		Bucket: bucket, Prefix: "some/prefix", Endpoint: server.Endpoint, PathStyle: true,
-		AccessKeyID: server.AccessKey, SecretAccessKey: Secret(server.SecretKey),
+		AccessKeyID: server.AccessKey, SecretAccessKey: storage.Secret(server.SecretKey),
 		PartSize: minPartSize, Concurrency: 4, Budget: storage.NewBudget(40 << 20),
 		MaxRetries: 3, MinRetryDelay: time.Millisecond, MaxRetryDelay: 10 * time.Millisecond,
 	}
