@@ -102,7 +102,6 @@ var groupIntroductions = map[string]string{
 	groupPostgres: "What is not set is as libpq has it.",
 	groupEncryption: "walden does not encrypt. If any of these is set, it refuses to run, rather than store readable what was meant " +
 		"to be encrypted.",
-	groupGCS:   "walden refuses to run with this storage.",
 	groupAzure: "walden refuses to run with this storage.",
 	groupSwift: "walden refuses to run with this storage.",
 	groupSSH:   "walden refuses to run with this storage.",

@@ -17,6 +17,7 @@ package gcs
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -48,7 +49,7 @@ type Options struct {
 	// then, and no credentials are.
 	Emulator string
 
-	EncryptionKey storage.Secret // 32 raw bytes, customer-supplied; also sent to read the objects
+	EncryptionKey storage.Secret // customer-supplied, base64 of 32 bytes; also sent to read the objects
 
 	// ChunkSize is how many bytes of an upload are buffered and sent with one request (16 MiB). It is rounded up to a
 	// multiple of 256 KiB, and never exceeds the whole Budget.
@@ -105,9 +106,6 @@ func (o Options) withDefaults() (Options, error) {
 		}
 		o.Emulator = u.Scheme + "://" + u.Host
 	}
-	if o.EncryptionKey != "" && len(o.EncryptionKey) != 32 {
-		return o, fmt.Errorf("customer-supplied encryption key has %d bytes, expected 32", len(o.EncryptionKey))
-	}
 	o.ChunkSize = orDefault(o.ChunkSize, defaultChunkSize)
 	if o.ChunkSize < 1 || o.ChunkSize > maxChunkSize {
 		return o, fmt.Errorf("chunk size of %d bytes is not between 1 byte and 1 GiB", o.ChunkSize)
@@ -139,6 +137,7 @@ func wholeUnits(n int64) int64 { return max(1, (n+chunkUnit-1)/chunkUnit) * chun
 type Store struct {
 	o           Options
 	credentials *credentials // nil with an emulator
+	key         []byte       // for encryption by the service; nil: none
 
 	mu     sync.Mutex
 	bucket *gcs.BucketHandle // nil until the first operation
@@ -158,6 +157,11 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("cannot open %s: %w", (&Store{o: given}), err)
 	}
 	s := &Store{o: o}
+	if o.EncryptionKey != "" {
+		if s.key, err = base64.StdEncoding.DecodeString(string(o.EncryptionKey)); err != nil || len(s.key) != 32 {
+			return nil, fmt.Errorf("cannot open %s: the customer-supplied encryption key is not base64 of 32 bytes", s)
+		}
+	}
 	s.heads.New = func() any { return new(head) }
 	if o.Emulator == "" {
 		if s.credentials, err = newCredentials(o.CredentialsFile, s.newTransport()); err != nil {
@@ -199,8 +203,8 @@ func (s *Store) object(ctx context.Context, name string, p *patience) (*gcs.Obje
 		return nil, err
 	}
 	o := bucket.Object(name).Retryer(p.options()...)
-	if s.o.EncryptionKey != "" {
-		o = o.Key([]byte(s.o.EncryptionKey))
+	if s.key != nil {
+		o = o.Key(s.key)
 	}
 	return o, nil
 }
