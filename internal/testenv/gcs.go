@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"strings"
 	"testing"
@@ -64,4 +67,23 @@ func (s *GCSServer) NewBucket(t testing.TB) string {
 		t.Fatalf("cannot create bucket %s: %s", name, resp.Status)
 	}
 	return name
+}
+
+// Object reads an object, for what tests look at behind walden's back.
+func (s *GCSServer) Object(t testing.TB, bucket, name string) []byte {
+	t.Helper()
+	address := "http://" + s.Address + "/storage/v1/b/" + bucket + "/o/" + url.PathEscape(name) + "?alt=media"
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("cannot get %s from bucket %s: %s, %v", name, bucket, resp.Status, err)
+	}
+	return b
 }

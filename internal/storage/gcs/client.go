@@ -21,7 +21,6 @@ import (
 	"cloud.google.com/go/auth/httptransport"
 	gcs "cloud.google.com/go/storage"
 	"github.com/googleapis/gax-go/v2"
-	"google.golang.org/api/googleapi"
 	"google.golang.org/api/option"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -50,7 +49,8 @@ func (s *Store) client(ctx context.Context) (*gcs.BucketHandle, error) {
 	options := []option.ClientOption{gcs.WithJSONReads(), option.WithUserAgent("walden")}
 	if s.o.Emulator != "" {
 		options = append(options, option.WithEndpoint(s.o.Emulator+"/storage/v1/"))
-	} else {
+	}
+	if s.credentials != nil {
 		found, err := s.credentials.find(ctx)
 		if err != nil {
 			return nil, err
@@ -336,9 +336,11 @@ type patience struct {
 	s       *Store
 	ctx     context.Context // of the operation: the library's decision has none
 	limit   int
-	failed  int   // since something was achieved
-	renewed bool  // the credentials
-	last    error // the failure after which the operation was to go on
+	failed  int  // since something was achieved
+	renewed bool // the credentials
+	// eachCounts: a request that succeeds is something achieved, as in an upload; of a download only bytes are.
+	eachCounts bool
+	last       error // the failure after which the operation was to go on
 }
 
 // fewRetries is for requests on which a user waits for the answer, or whose failure matters little.
@@ -359,6 +361,12 @@ func (p *patience) options() []gcs.RetryOption {
 // again tells whether to repeat what failed with err, after it has waited for the right time. The library asks it about
 // successes, too.
 func (p *patience) again(err error) bool {
+	if err == nil {
+		if p.eachCounts {
+			p.progress()
+		}
+		return false
+	}
 	if !p.s.repeatable(err) && !p.renew(err) || p.ctx.Err() != nil || p.failed >= p.limit {
 		return false
 	}
@@ -438,11 +446,11 @@ func (s *Store) repeatable(err error) bool {
 	if e, ok := errors.AsType[*credentialsError](err); ok {
 		return !e.permanent
 	}
-	if e, ok := errors.AsType[*googleapi.Error](err); ok {
+	if e, ok := answerOf(err); ok {
 		return e.Code >= http.StatusBadRequest && !permanentStatus(e.Code) || rateLimited(err)
 	}
 	_, isCause := errors.AsType[*cause](err)
-	return err != nil && !isCause && !tlsProblem(err) && contextText(err) == "" && brokenOff(err)
+	return !isCause && !tlsProblem(err) && contextText(err) == "" && brokenOff(err)
 }
 
 // brokenOff tells whether there was no answer, or only a part of one.

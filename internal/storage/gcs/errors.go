@@ -183,8 +183,26 @@ func isMissing(err error) bool {
 	return errors.Is(err, gcs.ErrObjectNotExist) || statusCode(err) == http.StatusNotFound
 }
 
+// answerOf returns the service's refusal. The library leaves the answers to downloads as they came.
+func answerOf(err error) (*googleapi.Error, bool) {
+	e, ok := errors.AsType[*googleapi.Error](err)
+	if !ok || e.Message != "" || len(e.Errors) > 0 || e.Body == "" {
+		return e, ok
+	}
+	var answer struct {
+		Error struct {
+			Message string
+			Errors  []googleapi.ErrorItem
+		}
+	}
+	if json.Unmarshal([]byte(e.Body), &answer) != nil {
+		return e, true
+	}
+	return &googleapi.Error{Code: e.Code, Message: answer.Error.Message, Errors: answer.Error.Errors, Header: e.Header}, true
+}
+
 func statusCode(err error) int {
-	if e, ok := errors.AsType[*googleapi.Error](err); ok {
+	if e, ok := answerOf(err); ok {
 		return e.Code
 	}
 	return 0
@@ -192,7 +210,7 @@ func statusCode(err error) int {
 
 // reasons are the words for programs in an answer.
 func reasons(err error) (all []string) {
-	if e, ok := errors.AsType[*googleapi.Error](err); ok {
+	if e, ok := answerOf(err); ok {
 		for _, item := range e.Errors {
 			all = append(all, item.Reason)
 		}
@@ -210,7 +228,7 @@ func hasReason(err error, part string) bool {
 }
 
 func errorMessage(err error) string {
-	if e, ok := errors.AsType[*googleapi.Error](err); ok {
+	if e, ok := answerOf(err); ok {
 		return e.Message
 	}
 	return ""
@@ -218,7 +236,7 @@ func errorMessage(err error) string {
 
 // request names the upload or request by which the service's operators find it.
 func request(err error) string {
-	if e, ok := errors.AsType[*googleapi.Error](err); ok {
+	if e, ok := answerOf(err); ok {
 		if id := e.Header.Get("X-Guploader-Uploadid"); id != "" {
 			return fmt.Sprintf(" (request %s)", id)
 		}

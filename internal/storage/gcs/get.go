@@ -131,10 +131,11 @@ func (b *body) Read(p []byte) (int, error) {
 
 // Close implements io.Closer. It may be called at any time.
 func (b *body) Close() error {
-	if b.outcome == nil || b.outcome == io.EOF {
+	told := b.outcome != nil && b.outcome != io.EOF
+	if !told {
 		b.outcome = errors.New("read after close")
 	}
-	if err := b.r.Close(); err != nil && b.d.broken == nil {
+	if err := b.r.Close(); err != nil && !told && b.d.broken == nil {
 		return b.s.fail("read", b.key, err)
 	}
 	return nil

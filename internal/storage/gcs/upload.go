@@ -97,6 +97,7 @@ func (s *Store) upload(ctx context.Context, key string, r io.Reader, isNew bool)
 		memory.keep(int64(len(head{})) + chunk)
 	}
 	p := s.patience(ctx, s.o.MaxRetries)
+	p.eachCounts = true
 	attrs, err := u.send(ctx, p, r, buffer, n, int(chunk))
 	if err != nil {
 		err = u.judge(ctx, p.verdict(err))
@@ -185,7 +186,6 @@ func (u *upload) send(ctx context.Context, p *patience, r io.Reader, buffer *hea
 	w.Metadata = map[string]string{tokenName: u.token}
 	w.ChunkSize = chunk
 	w.ChunkRetryDeadline = sessionLife // p decides
-	w.ProgressFunc = func(int64) { p.progress() }
 	if u.whole {
 		w.CRC32C, w.SendCRC32C = u.crc, true
 	}
