@@ -385,7 +385,7 @@ func TestADownloadIsContinuedWhereItBroke(t *testing.T) {
 				}
 				return k == "get"
 			})
-			if got, err := get(); err == nil || !strings.Contains(err.Error(), "CRC") {
+			if got, err := get(); err == nil || !strings.Contains(err.Error(), "content is damaged: CRC32C is") {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
 		})

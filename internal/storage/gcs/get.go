@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"strings"
@@ -43,6 +44,9 @@ type download struct {
 	off    int64 // bytes that have arrived
 	size   int64 // of the object; -1: not told
 	broken error // why the last answer ended early
+
+	want string // CRC32C of the object; "": not told
+	crc  uint32 // of what has arrived
 }
 
 // begin waits before a continuation, or refuses it.
@@ -73,6 +77,11 @@ func (d *download) accept(req *http.Request, resp *http.Response) error {
 		}
 	} else {
 		d.size = resp.ContentLength
+		for _, sum := range strings.Split(strings.Join(resp.Header.Values("X-Goog-Hash"), ","), ",") {
+			if crc, ok := strings.CutPrefix(strings.TrimSpace(sum), "crc32c="); ok {
+				d.want = crc
+			}
+		}
 	}
 	d.opened = true
 	resp.Body = &arriving{resp.Body, d}
@@ -90,6 +99,7 @@ func (a *arriving) Read(p []byte) (int, error) {
 	n, err := a.ReadCloser.Read(p)
 	if n > 0 {
 		a.d.off += int64(n)
+		a.d.crc = crc32.Update(a.d.crc, castagnoli, p[:n])
 		a.d.p.progress()
 	}
 	if err != nil && err != io.EOF {
@@ -120,6 +130,8 @@ func (b *body) Read(p []byte) (int, error) {
 		b.outcome = io.EOF
 	case err != nil && b.d.opened && isMissing(err):
 		b.outcome = b.s.fail("read", b.key, &cause{text: "the object was replaced or deleted while it was read", err: err})
+	case err != nil && b.d.broken == nil && b.d.off == b.d.size && b.d.want != "" && b.d.want != base64CRC(b.d.crc):
+		b.outcome = b.s.fail("read", b.key, fmt.Errorf("content is damaged: CRC32C is %s, stored with %s", base64CRC(b.d.crc), b.d.want))
 	case err != nil:
 		b.outcome = b.s.fail("read", b.key, b.d.p.verdict(err))
 	}
