@@ -216,9 +216,8 @@ type credentials struct {
 	file   string
 	client *http.Client // for tokens
 
-	mu      sync.Mutex
-	found   *auth.Credentials // nil: not looked for yet, or refused
-	refused int               // how often
+	mu    sync.Mutex
+	found *auth.Credentials // nil: not looked for yet, or refused
 }
 
 func newCredentials(file string, transport *http.Transport) (*credentials, error) {
