@@ -56,9 +56,10 @@ type site struct {
 	dir string // scratch directory
 	binaries
 	config  string // configuration file
-	archive string // directory of the archive; "" on S3
+	archive string // directory of the archive; "" elsewhere
 	s3      *testenv.S3Server
-	bucket  string // on s3
+	gcs     *testenv.GCSServer
+	bucket  string // on either of them
 }
 
 // s3Prefix is where an archive lies in its bucket.
@@ -76,7 +77,7 @@ var programs = sync.OnceValues(func() (binaries, error) {
 		return binaries{}, err
 	}
 	b := binaries{filepath.Join(dir, "raced"), filepath.Join(dir, "walden")}
-	if out, err := exec.Command("go", "build", "-o", b.plain, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-tags", "disable_grpc_modules,grpcnotrace", "-o", b.plain, ".").CombinedOutput(); err != nil {
 		return b, fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	self, err := os.Executable()
@@ -118,6 +119,16 @@ func newS3Site(t *testing.T, settings ...string) *site {
 		"AWS_ACCESS_KEY_ID=" + server.AccessKey, "AWS_SECRET_ACCESS_KEY=" + server.SecretKey, "AWS_REGION=us-east-1",
 		"AWS_S3_FORCE_PATH_STYLE=true",
 	}, settings...)...)
+	return s
+}
+
+// newGCSSite makes an installation that archives to a bucket of its own on a server for Google Cloud Storage.
+func newGCSSite(t *testing.T, settings ...string) *site {
+	t.Helper()
+	s := bareSite(t)
+	s.gcs = testenv.StartGCS(t, "")
+	s.bucket = s.gcs.NewBucket(t)
+	s.configure(append([]string{"WALG_GS_PREFIX=gs://" + s.bucket + "/" + s3Prefix, "STORAGE_EMULATOR_HOST=" + s.gcs.Address}, settings...)...)
 	return s
 }
 

@@ -463,6 +463,9 @@ func (s *site) objects(t *testing.T) map[string]int64 {
 // stored reads an object of the archive as it is.
 func (s *site) stored(t *testing.T, key string) []byte {
 	t.Helper()
+	if s.gcs != nil {
+		return s.gcs.Object(t, s.bucket, s3Prefix+"/"+key)
+	}
 	if s.s3 == nil {
 		b, err := os.ReadFile(filepath.Join(s.archive, key))
 		if err != nil {

@@ -67,7 +67,7 @@ func TestOfTwoHostsThatPushOneSegmentOneWins(t *testing.T) {
 	}
 	p.Stop("fast")
 	pairs := testenv.Pick(10, 100)
-	for storage, open := range map[string]func(*testing.T, ...string) *site{"files": newSite, "S3": newS3Site} {
+	for storage, open := range map[string]func(*testing.T, ...string) *site{"files": newSite, "S3": newS3Site, "GCS": newGCSSite} {
 		t.Run(storage, func(t *testing.T) {
 			s := open(t)
 			var dirs [2]string

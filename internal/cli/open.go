@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"strings"
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
@@ -18,6 +19,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/repo"
 	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/fs"
+	"gitlab.com/walden-pg/walden/internal/storage/gcs"
 	"gitlab.com/walden-pg/walden/internal/storage/s3"
 )
 
@@ -75,11 +77,13 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 		var bucket *s3.Store
 		bucket, err = s3.Open(ctx, a.s3Options())
 		s, a.abortStale = bucket, bucket.AbortStale
+	case config.KindGCS:
+		s, err = gcs.Open(a.gcsOptions())
 	case config.KindNone:
 		return nil, hint.With(fmt.Errorf("cannot open the archive: no storage is set"),
-			"set WALG_FILE_PREFIX=/path or WALG_S3_PREFIX=s3://bucket/path in the environment or in a configuration file")
+			"set WALG_FILE_PREFIX=/path, WALG_S3_PREFIX=s3://bucket/path or WALG_GS_PREFIX=gs://bucket/path in the environment or in a configuration file")
 	default:
-		return nil, fmt.Errorf("cannot open the archive: %s names a storage that this version of walden does not have (it has files and S3)", cfg.Setting)
+		return nil, fmt.Errorf("cannot open the archive: %s names a storage that this version of walden does not have (it has files, S3 and Google Cloud Storage)", cfg.Setting)
 	}
 	if err != nil {
 		return nil, err
@@ -165,14 +169,30 @@ func (a *app) s3Options() s3.Options {
 	return s3.Options{
 		Bucket: cfg.Bucket, Prefix: path.Join(cfg.Path, cfg.Folder),
 		Region: cmp.Or(c.Region, c.DefaultRegion), Endpoint: c.Endpoint, PathStyle: c.ForcePathStyle, DualStack: c.DualStack,
-		AccessKeyID: c.AccessKeyID, SecretAccessKey: s3.Secret(c.SecretAccessKey.Reveal()), SessionToken: s3.Secret(c.SessionToken.Reveal()),
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: storage.Secret(c.SecretAccessKey.Reveal()), SessionToken: storage.Secret(c.SessionToken.Reveal()),
 		RoleARN: c.RoleARN, RoleSessionName: c.RoleSessionName, WebIdentityTokenFile: c.WebIdentityTokenFile, Profile: c.Profile,
 		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: cmp.Or(c.CACertFile, c.CABundle),
-		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: s3.Secret(c.SSECustomerKey.Reveal()),
+		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: storage.Secret(c.SSECustomerKey.Reveal()),
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
 		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
 		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests, OnRetry: a.storageFailed,
+	}
+}
+
+func (a *app) gcsOptions() gcs.Options {
+	c, cfg := a.config.GCS, a.config.Storage
+	prefix := cfg.Path
+	if cfg.Folder != "" {
+		prefix = strings.TrimSuffix(prefix, "/") + "/" + cfg.Folder
+	}
+	const none = -1 // to gcs, 0 retries are the default's number
+	return gcs.Options{
+		Bucket: cfg.Bucket, Prefix: prefix, KeepSlashes: !c.NormalizePrefix, CredentialsFile: c.CredentialsFile, Emulator: c.Emulator,
+		EncryptionKey: storage.Secret(c.EncryptionKey.Reveal()), ChunkSize: c.MaxChunkSize,
+		Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
+		MaxRetries: cmp.Or(c.MaxRetries, none), RequestTimeout: time.Duration(c.ContextTimeout) * time.Second,
+		StallTimeout: a.config.Limits.StallTimeout, OnRetry: a.storageFailed,
 	}
 }
 

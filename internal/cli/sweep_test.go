@@ -475,7 +475,7 @@ func (s *sweep) onS3(t *testing.T, j sweepJob, server *testenv.S3Server) *trial 
 		"WALDEN_STALL_TIMEOUT=10s", "S3_MAX_PART_SIZE=5242880", "WALG_COMPRESSION_METHOD=none", "WALG_TAR_SIZE_THRESHOLD=1073741824")
 	var err error
 	r.store, err = s3.Open(t.Context(), s3.Options{Bucket: bucket, Prefix: "main", Region: "us-east-1", Endpoint: server.Endpoint, PathStyle: true,
-		AccessKeyID: server.AccessKey, SecretAccessKey: s3.Secret(server.SecretKey)})
+		AccessKeyID: server.AccessKey, SecretAccessKey: storage.Secret(server.SecretKey)})
 	if err != nil {
 		t.Fatal(err)
 	}

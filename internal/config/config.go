@@ -19,6 +19,7 @@ type Config struct {
 
 	Storage     Storage
 	S3          S3
+	GCS         GCS
 	Postgres    Postgres
 	Compression Compression
 	Encryption  Encryption
@@ -55,7 +56,8 @@ type Storage struct {
 
 	// Bucket is the bucket, container or host of the chosen prefix; "" for files.
 	Bucket string
-	// Path is what follows it: an absolute, clean directory name for files, otherwise without slashes at either end.
+	// Path is what follows it: an absolute, clean directory name for files, otherwise without slashes at either end; but as it
+	// was given, without the slash after the bucket, in Google Cloud Storage where GCS.NormalizePrefix is false.
 	Path string
 	// Folder is a folder below Path, slash-separated, without slashes at either end. It need not exist yet.
 	Folder string
@@ -106,6 +108,17 @@ type S3 struct {
 	SkipValidation     bool   // do not check at the start that the bucket can be used
 	LogLevel           string // "DEVEL" logs every request
 	Disable100Continue bool
+}
+
+// GCS holds the settings of Google Cloud Storage.
+type GCS struct {
+	CredentialsFile string // file name; "": Google's default chain
+	Emulator        string // host:port or URL of a server that stands for the service; "": the service
+	NormalizePrefix bool
+	EncryptionKey   Secret // base64 of 32 bytes
+	MaxChunkSize    int64  // bytes
+	MaxRetries      int
+	ContextTimeout  int // seconds
 }
 
 // Postgres says how to reach the server. "" means: as libpq does by default.

@@ -431,6 +431,9 @@ func (l *loader) chooseStorage() {
 		if err != nil {
 			continue // reported when the field was filled
 		}
+		if p.kind == KindGCS && !l.config.GCS.NormalizePrefix {
+			path = verbatimPath(text)
+		}
 		s.Kind, s.Setting, s.Bucket, s.Path = p.kind, name, bucket, path
 	}
 	s.Folder = strings.Trim(s.Folder, "/")

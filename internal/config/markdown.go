@@ -105,7 +105,6 @@ var groupIntroductions = map[string]string{
 		"cannot encrypt are errors: walden stores nothing\nreadable that was meant to be encrypted. Names of backups and files, sizes, times, and the documents " +
 		"(JSON) are never encrypted.\n\nTo change the key, or the way of encrypting, set the new key, and give the old one by a setting that is for reading only: " +
 		"`WALDEN_LIBSODIUM_OLD_KEYS`,\n`WALDEN_PGP_OLD_KEYS`, `WALDEN_READ_CSE_KMS`. What was pushed before stays readable.",
-	groupGCS:   "walden refuses to run with this storage.",
 	groupAzure: "walden refuses to run with this storage.",
 	groupSwift: "walden refuses to run with this storage.",
 	groupSSH:   "walden refuses to run with this storage.",

@@ -81,6 +81,16 @@ func (p prefix) split(text string) (bucket, path string, err error) {
 	return u.Host, strings.Trim(u.Path, "/"), nil
 }
 
+// verbatimPath is what follows the slash after the bucket of a prefix that split takes: WAL-E's names in Google Cloud Storage
+// begin with a slash of their own ("WAL-E format", prefixes).
+func verbatimPath(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimPrefix(u.Path, "/")
+}
+
 func (p prefix) valid() string {
 	if p.kind == KindFile {
 		return "an absolute directory name or file://localhost/path"

@@ -35,7 +35,7 @@ const (
 
 // groupKinds are the storages whose settings say nothing as long as another storage is used.
 var groupKinds = map[string]Kind{
-	groupGCS: KindGCS, groupAzure: KindAzure, groupSwift: KindSwift, groupSSH: KindSSH, groupOSS: KindOSS,
+	groupAzure: KindAzure, groupSwift: KindSwift, groupSSH: KindSSH, groupOSS: KindOSS,
 }
 
 // firstRelease is the first release of walden.
@@ -64,7 +64,7 @@ const (
 
 // Definitions returns all settings in the order of the documentation.
 func Definitions() []Definition {
-	definitions := slices.Concat(general(), storages(), s3(), postgres(), compression(), encryption(), backup(), delta(),
+	definitions := slices.Concat(general(), storages(), s3(), gcs(), postgres(), compression(), encryption(), backup(), delta(),
 		restore(), wal(), limits(), logging(), failover(), otherStorages(), walE())
 	for i := range definitions {
 		definitions[i].addStorageNames()
@@ -256,6 +256,44 @@ func s3() []Definition {
 			Help: "Checksum that goes with every upload and that the service compares. `md5` and `none` are for " +
 				"services that do not know CRC-32.",
 			field: func(c *Config) any { return &c.S3.Checksum }},
+	})
+}
+
+// gcs are the settings of Google Cloud Storage.
+func gcs() []Definition {
+	definitions := []Definition{
+		{Name: "GOOGLE_APPLICATION_CREDENTIALS", Type: Path,
+			Help: "Key file of a service account, or another file of credentials that Google's libraries take. Without it those of " +
+				"`gcloud` are used, or the machine's own.",
+			field: func(c *Config) any { return &c.GCS.CredentialsFile }},
+		{Name: "GCS_NORMALIZE_PREFIX", Type: Boolean, Default: "true",
+			Help: "`false` keeps superfluous slashes of the prefix: with `gs://bucket//path` names begin with `/path/`, as WAL-E " +
+				"wrote them.",
+			field: func(c *Config) any { return &c.GCS.NormalizePrefix }},
+		{Name: "GCS_ENCRYPTION_KEY", Type: Text, Secret: true,
+			Help:  "Customer-supplied key for encryption by the service, base64 of 32 bytes; sent with reads too.",
+			field: func(c *Config) any { return &c.GCS.EncryptionKey }},
+		{Name: "GCS_MAX_CHUNK_SIZE", Type: Size, Default: "16MiB", bounds: between(1<<18, 1<<30),
+			Help: "Size of the pieces in which an object that is larger is uploaded; each upload under way takes as much memory. " +
+				"It is rounded up to a multiple of 256 KiB.",
+			field: func(c *Config) any { return &c.GCS.MaxChunkSize }},
+		{Name: "GCS_MAX_RETRIES", Type: Integer, Default: "16", bounds: between(0, 1000),
+			Help:  "Retries of a request after the first attempt, and how many times in a row a broken download goes on without any progress.",
+			field: func(c *Config) any { return &c.GCS.MaxRetries }},
+		{Name: "GCS_CONTEXT_TIMEOUT", Type: Integer, Default: "3600", bounds: between(1, 7*24*3600),
+			Help: "Longest time of one request, in seconds: of an upload for each piece, of a download until it begins. " +
+				"`WALDEN_STALL_TIMEOUT` ends what does not move long before.",
+			field: func(c *Config) any { return &c.GCS.ContextTimeout }},
+	}
+	for i := range definitions {
+		definitions[i].Group = groupGCS
+		definitions[i].storage = true
+	}
+	return slices.Concat(prefixesOf(groupGCS), definitions, []Definition{
+		{Name: "STORAGE_EMULATOR_HOST", Group: groupGCS, Type: Text,
+			Help: "Address of a server that stands for Google Cloud Storage in tests, `host:port` or a URL. No credentials are looked " +
+				"for then, and nothing is encrypted on the way.",
+			field: func(c *Config) any { return &c.GCS.Emulator }},
 	})
 }
 
@@ -652,14 +690,6 @@ func otherStorages() []Definition {
 		group    string
 		settings []Definition
 	}{
-		{groupGCS, []Definition{
-			{Name: "GOOGLE_APPLICATION_CREDENTIALS", Type: Path, Help: "Credentials file."},
-			{Name: "GCS_CONTEXT_TIMEOUT", Type: Integer, Default: "3600", Help: "Longest time of an operation, in seconds."},
-			{Name: "GCS_NORMALIZE_PREFIX", Type: Boolean, Default: "true", Help: "Drop superfluous slashes of the prefix."},
-			{Name: "GCS_ENCRYPTION_KEY", Type: Text, Secret: true, Help: "Customer key for encryption by the service."},
-			{Name: "GCS_MAX_CHUNK_SIZE", Type: Size, Default: "52428800", Help: "Size of the pieces of an upload."},
-			{Name: "GCS_MAX_RETRIES", Type: Integer, Default: "16", Help: "Retries of a request."},
-		}},
 		{groupAzure, []Definition{
 			{Name: "AZURE_STORAGE_ACCOUNT", Aliases: []string{"WABS_ACCOUNT_NAME"}, Type: Text, Help: "Storage account."},
 			{Name: "AZURE_STORAGE_ACCESS_KEY", Aliases: []string{"WABS_ACCESS_KEY"}, Type: Text, Secret: true, Help: "Key of the account."},

@@ -29,6 +29,8 @@ import (
 	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
 const (
@@ -252,7 +254,7 @@ func newHTTPClient(cfg aws.Config, o Options) (aws.HTTPClient, error) {
 		if err != nil {
 			return nil, err
 		}
-		return stallConn{Conn: conn, limit: o.StallTimeout}, nil
+		return storage.LimitStalls(conn, o.StallTimeout), nil
 	}
 	transport.TLSHandshakeTimeout = tlsHandshakeTimeout
 	transport.IdleConnTimeout = min(idleConnTimeout, o.StallTimeout)
@@ -298,27 +300,6 @@ func trust(transport *http.Transport, file string) error {
 	}
 	transport.TLSClientConfig.RootCAs = pool
 	return nil
-}
-
-// stallConn gives up a connection on which nothing moves. Writing also moves the deadline for reading, because
-// the transport waits for the answer all the while it sends a body.
-type stallConn struct {
-	net.Conn
-	limit time.Duration
-}
-
-func (c stallConn) Read(p []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.limit)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Read(p)
-}
-
-func (c stallConn) Write(p []byte) (int, error) {
-	if err := c.SetDeadline(time.Now().Add(c.limit)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(p)
 }
 
 // loggingClient tells about requests without their headers, which carry credentials.

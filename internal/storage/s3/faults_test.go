@@ -29,6 +29,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
+	"gitlab.com/walden-pg/walden/internal/storage/storagetest"
 )
 
 // fake is a small S3 in memory that remembers every request, and misbehaves where the test's fault says so.
@@ -655,7 +656,7 @@ func TestAPartThatFailsTwiceIsSentAgain(t *testing.T) {
 	if f.count("Abort") != 0 || f.count("HEAD") != 0 {
 		t.Errorf("requests: %v", f.kinds())
 	}
-	wholeBudget(t, o.Budget)
+	storagetest.WholeBudget(t, o.Budget)
 }
 
 func TestAFailedUploadIsAbortedExactlyOnce(t *testing.T) {
@@ -683,7 +684,7 @@ func TestAFailedUploadIsAbortedExactlyOnce(t *testing.T) {
 			if len(f.uploads)+len(f.objects) != 0 {
 				t.Errorf("left: %d uploads, %d objects", len(f.uploads), len(f.objects))
 			}
-			wholeBudget(t, o.Budget)
+			storagetest.WholeBudget(t, o.Budget)
 		})
 	}
 
@@ -705,7 +706,7 @@ func TestAFailedUploadIsAbortedExactlyOnce(t *testing.T) {
 		if !errors.Is(err, context.Canceled) || len(f.uploads) != 0 || f.count("Abort") != 1 {
 			t.Errorf("%v, %d uploads left, %d aborts", err, len(f.uploads), f.count("Abort"))
 		}
-		wholeBudget(t, o.Budget)
+		storagetest.WholeBudget(t, o.Budget)
 	})
 
 	t.Run("and a failure to abort names the upload", func(t *testing.T) {
@@ -1217,7 +1218,7 @@ func TestHeadersOfTheOptionsAreSent(t *testing.T) {
 		t.Cleanup(f.server.Close)
 		f.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 		o := f.options()
-		o.SSECustomerKey = Secret(key)
+		o.SSECustomerKey = storage.Secret(key)
 		if err := openTest(t, o).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority") ||
 			!storage.IsPermanent(err) {
 			t.Errorf("Check without the authority: %v", err)

@@ -18,7 +18,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -32,26 +31,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
-// Secret is a string that no formatting verb, logger or encoder shows.
-type Secret string
-
 const masked = "***"
-
-// Format writes a mask whatever the verb; an empty secret stays visible as empty.
-func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.mask()) }
-
-// LogValue masks the secret for slog.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(s.mask()) }
-
-// MarshalText masks the secret for encoding/json and other encoders.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.mask()), nil }
-
-func (s Secret) mask() string {
-	if s == "" {
-		return ""
-	}
-	return masked
-}
 
 // Headers are HTTP headers by name. Their values may be credentials of a gateway, so formatting shows names only.
 type Headers map[string]string
@@ -97,8 +77,8 @@ type Options struct {
 	DualStack bool   // AWS's endpoints with IPv6; not together with Endpoint
 
 	AccessKeyID     string // static credentials come before the SDK's default chain
-	SecretAccessKey Secret
-	SessionToken    Secret
+	SecretAccessKey storage.Secret
+	SessionToken    storage.Secret
 
 	RoleARN               string // role to assume with the credentials found
 	RoleSessionName       string // default: chosen by the SDK
@@ -109,10 +89,10 @@ type Options struct {
 
 	CACertFile string // PEM certificates trusted besides the system's
 
-	StorageClass   string // sent with every upload; empty: the bucket's default
-	SSE            string // "AES256" or "aws:kms"; with SSECustomerKey the customer algorithm, default AES256
-	SSEKMSKeyID    string // required with "aws:kms" and only then
-	SSECustomerKey Secret // 32 raw bytes (SSE-C), also sent to read the objects; needs TLS
+	StorageClass   string         // sent with every upload; empty: the bucket's default
+	SSE            string         // "AES256" or "aws:kms"; with SSECustomerKey the customer algorithm, default AES256
+	SSEKMSKeyID    string         // required with "aws:kms" and only then
+	SSECustomerKey storage.Secret // 32 raw bytes (SSE-C), also sent to read the objects; needs TLS
 
 	// PartSize is the size in bytes of a part, and of the largest object sent with one request (20 MiB).
 	// Parts of one object are equal for the first 5,000 (98 GiB at 20 MiB), as some services insist on; from

@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
+	"gitlab.com/walden-pg/walden/internal/storage/storagetest"
 )
 
 type noCredentials struct{}
@@ -181,7 +182,7 @@ func TestASmallObjectTakesLittleMemory(t *testing.T) {
 			t.Error(err)
 		}
 		p.release()
-		wholeBudget(t, s.o.Budget)
+		storagetest.WholeBudget(t, s.o.Budget)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/testenv"
 )
 
@@ -93,7 +94,7 @@ func TestStaleUploadsOnARealServer(t *testing.T) {
 	bucket := server.NewBucket(t)
 	s := openTest(t, Options{
 		Bucket: bucket, Prefix: "p", Endpoint: server.Endpoint, PathStyle: true,
-		AccessKeyID: server.AccessKey, SecretAccessKey: Secret(server.SecretKey), Region: "us-east-1",
+		AccessKeyID: server.AccessKey, SecretAccessKey: storage.Secret(server.SecretKey), Region: "us-east-1",
 	})
 	client := server.Client()
 	for _, key := range []string{"p/folder/a", "p/folder/b", "p/other/c"} {

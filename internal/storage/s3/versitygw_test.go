@@ -8,9 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
-	"runtime"
-	"runtime/debug"
-	"runtime/metrics"
 	"strings"
 	"sync"
 	"testing"
@@ -29,7 +26,7 @@ import (
 func serverOptions(server *testenv.S3Server, bucket string) Options {
 	return Options{
 		Bucket: bucket, Prefix: "some/prefix", Endpoint: server.Endpoint, PathStyle: true,
-		AccessKeyID: server.AccessKey, SecretAccessKey: Secret(server.SecretKey),
+		AccessKeyID: server.AccessKey, SecretAccessKey: storage.Secret(server.SecretKey),
 		PartSize: minPartSize, Concurrency: 4, Budget: storage.NewBudget(40 << 20),
 		MaxRetries: 3, MinRetryDelay: time.Millisecond, MaxRetryDelay: 10 * time.Millisecond,
 	}
@@ -95,7 +92,7 @@ func Test300MiBPassThroughABudgetOf60MiB(t *testing.T) {
 	o := serverOptions(server, server.NewBucket(t))
 	o.PartSize, o.Concurrency, o.Budget = 20<<20, 16, storage.NewBudget(60<<20)
 	s := openTest(t, o)
-	peak := watchHeap(t)
+	peak := storagetest.WatchHeap(t)
 	const size = 300 << 20
 	if err := s.Put(t.Context(), "large", io.LimitReader(rand.NewChaCha8([32]byte{1}), size)); err != nil {
 		t.Fatal(err)
@@ -106,7 +103,7 @@ func Test300MiBPassThroughABudgetOf60MiB(t *testing.T) {
 	if stat, err := s.Stat(t.Context(), "large"); err != nil || stat.Size != size {
 		t.Errorf("Stat = %+v, %v", stat, err)
 	}
-	wholeBudget(t, o.Budget)
+	storagetest.WholeBudget(t, o.Budget)
 }
 
 func TestAgainstARealServer(t *testing.T) {
@@ -227,7 +224,7 @@ func TestAgainstARealServer(t *testing.T) {
 			t.Errorf("visible: %q", got)
 		}
 		noUploadsLeft(t, server, o.Bucket)
-		wholeBudget(t, o.Budget)
+		storagetest.WholeBudget(t, o.Budget)
 	})
 
 	t.Run("a listing of several pages in the old protocol is complete and sorted", func(t *testing.T) {
@@ -315,52 +312,6 @@ func noUploadsLeft(t testing.TB, server *testenv.S3Server, bucket string) {
 	}
 }
 
-// wholeBudget fails if a byte of b was not given back.
-func wholeBudget(t testing.TB, b *storage.Budget) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if err := b.Acquire(ctx, b.Size()); err != nil {
-		t.Errorf("the budget is not whole: %v", err)
-		return
-	}
-	b.Release(b.Size())
-}
-
 type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-// watchHeap samples the live heap, as each garbage collection finds it, until the returned function is called, which
-// tells by how many bytes it grew at most.
-func watchHeap(t testing.TB) (peak func() uint64) {
-	t.Helper()
-	live := func() uint64 {
-		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-		metrics.Read(sample)
-		return sample[0].Value.Uint64()
-	}
-	percent := debug.SetGCPercent(10) // for many samples
-	t.Cleanup(func() { debug.SetGCPercent(percent) })
-	runtime.GC()
-	start, most := live(), uint64(0)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		tick := time.NewTicker(2 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			most = max(most, live())
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-			}
-		}
-	}()
-	return func() uint64 {
-		close(stop)
-		<-stopped
-		return most - min(start, most)
-	}
-}

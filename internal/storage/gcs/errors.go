@@ -1,0 +1,271 @@
+package gcs
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	gcs "cloud.google.com/go/storage"
+	"google.golang.org/api/googleapi"
+
+	"gitlab.com/walden-pg/walden/internal/storage"
+)
+
+// cause is what went wrong in the words of an operator. The library's error stays reachable but is not printed: its text
+// names requests and repeats itself.
+type cause struct {
+	text, hint string
+	permanent  bool  // trying again does not help
+	is         error // fs.ErrNotExist, fs.ErrPermission or storage.ErrExists, where the cause means that
+	err        error
+	last       *cause // of the attempt before the context ended; nil: none
+}
+
+func (c *cause) Error() string { return c.text }
+
+// LastFailure is what [storage.LastFailure] looks for.
+func (c *cause) LastFailure() error {
+	if c.last == nil {
+		return nil
+	}
+	return c.last
+}
+
+// Hint is what the operator can try next, or empty.
+func (c *cause) Hint() string {
+	if hinter, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](c.err); c.hint == "" && ok {
+		return hinter.Hint()
+	}
+	return c.hint
+}
+
+// during adds what was being done.
+func (c *cause) during(doing string) *cause {
+	return &cause{text: doing + ": " + c.text, hint: c.hint, permanent: c.permanent, is: c.is, err: c.err, last: c.last}
+}
+
+func (c *cause) Unwrap() []error {
+	var all []error
+	for _, err := range []error{c.is, c.err} {
+		if err != nil {
+			all = append(all, err)
+		}
+	}
+	return all
+}
+
+// fail completes an error: what was to be done, with which object, where, and why it did not work.
+func (s *Store) fail(verb, key string, err error) error {
+	c := s.explain(err)
+	object := s.String()
+	if key != "" {
+		object = fmt.Sprintf("%q %s %s", key, preposition(verb), s)
+	}
+	wrapped := fmt.Errorf("cannot %s %s: %w", verb, object, c)
+	if c.permanent {
+		return storage.Permanent(wrapped)
+	}
+	return wrapped
+}
+
+func preposition(verb string) string {
+	switch verb {
+	case "get", "read", "delete":
+		return "from"
+	default:
+		return "in"
+	}
+}
+
+// explain turns an error of the library into a cause. Reasons: "HTTP status and error codes for JSON" in the Cloud Storage
+// documentation.
+func (s *Store) explain(err error) *cause {
+	if c, ok := errors.AsType[*cause](err); ok {
+		return c
+	}
+	if text := contextText(err); text != "" {
+		c := &cause{text: text, err: err}
+		if e, ok := errors.AsType[*interruptedError](err); ok {
+			c.last = s.explain(e.last)
+			c.text, c.hint = text+"; the last attempt failed: "+c.last.text, c.last.hint
+		}
+		return c
+	}
+	if e, ok := errors.AsType[*credentialsError](err); ok {
+		return &cause{
+			text: "no credentials: " + e.Error(), err: err, permanent: e.permanent,
+			hint: "set GOOGLE_APPLICATION_CREDENTIALS to a valid key file, run `gcloud auth application-default login`, " +
+				"or give the machine a service account",
+		}
+	}
+	status, message := statusCode(err), errorMessage(err)
+	c := &cause{err: err, permanent: permanentStatus(status) && !rateLimited(err)}
+	switch {
+	case errors.Is(err, gcs.ErrBucketNotExist):
+		c.text = fmt.Sprintf("bucket %q does not exist", s.o.Bucket)
+		c.hint = "check the storage prefix, or create the bucket"
+	case errors.Is(err, gcs.ErrObjectNotExist), status == http.StatusNotFound:
+		c.text, c.is, c.permanent = "object does not exist", fs.ErrNotExist, false
+	case status == http.StatusUnauthorized:
+		c.text = "the service does not accept the credentials" + told(message)
+		c.hint = "check GOOGLE_APPLICATION_CREDENTIALS: the key may have been deleted or disabled"
+	case hasReason(err, "customerEncryptionKey"), hasReason(err, "EncryptedWithCustomerEncryptionKey"):
+		c.text = "the customer-supplied encryption key does not fit the object" + told(message)
+		c.hint = "check GCS_ENCRYPTION_KEY"
+	case status == http.StatusForbidden && hasReason(err, "retention"):
+		c.text = "the bucket's retention does not allow it yet" + told(message)
+	case status == http.StatusForbidden && !rateLimited(err):
+		c.text, c.is = "access denied"+told(message), fs.ErrPermission
+		c.hint = "grant storage.objects.get, .create, .delete and .list, for example with the role Storage Object User; " +
+			"without .list the service reports missing objects as refused ones"
+	case status != 0:
+		c.text = fmt.Sprintf("HTTP %d %s%s%s", status, http.StatusText(status), told(message), request(err))
+	case garbled(err):
+		c.text = "the answer cannot be read: " + innermost(err).Error()
+		c.hint = "something may answer in the service's place: check the proxies between here and there"
+	case tlsProblem(err):
+		c.text, c.permanent = innermost(err).Error(), true
+		c.hint = "check the proxies between here and there, and the certificates of this machine"
+	default:
+		c.text = innermost(err).Error()
+		if _, ok := errors.AsType[*net.DNSError](err); ok {
+			c.hint = "check the name servers of this machine"
+		} else if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
+			c.hint = "check the network, and HTTPS_PROXY"
+		}
+	}
+	return c
+}
+
+func told(message string) string {
+	if message == "" {
+		return ""
+	}
+	return ": " + strings.TrimRight(message, ".\n")
+}
+
+// permanentStatus tells whether the same request would be answered the same way again.
+func permanentStatus(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	case http.StatusNotImplemented:
+		return true
+	}
+	return status >= 400 && status < 500
+}
+
+// contextText names the end of the caller's context. A connection that timed out claims to be a
+// context.DeadlineExceeded, too, but is wrapped in a net.OpError.
+func contextText(err error) string {
+	_, network := errors.AsType[*net.OpError](err)
+	_, timeout := errors.AsType[*timeoutError](err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return context.Canceled.Error()
+	case errors.Is(err, context.DeadlineExceeded) && !network && !timeout:
+		return context.DeadlineExceeded.Error()
+	}
+	return ""
+}
+
+func isMissing(err error) bool {
+	return errors.Is(err, gcs.ErrObjectNotExist) || statusCode(err) == http.StatusNotFound
+}
+
+// answerOf returns the service's refusal. The library leaves the answers to downloads as they came.
+func answerOf(err error) (*googleapi.Error, bool) {
+	e, ok := errors.AsType[*googleapi.Error](err)
+	if !ok || e.Message != "" || len(e.Errors) > 0 || e.Body == "" {
+		return e, ok
+	}
+	var answer struct {
+		Error struct {
+			Message string
+			Errors  []googleapi.ErrorItem
+		}
+	}
+	if json.Unmarshal([]byte(e.Body), &answer) != nil {
+		return e, true
+	}
+	return &googleapi.Error{Code: e.Code, Message: answer.Error.Message, Errors: answer.Error.Errors, Header: e.Header}, true
+}
+
+func statusCode(err error) int {
+	if e, ok := answerOf(err); ok {
+		return e.Code
+	}
+	return 0
+}
+
+// reasons are the words for programs in an answer.
+func reasons(err error) (all []string) {
+	if e, ok := answerOf(err); ok {
+		for _, item := range e.Errors {
+			all = append(all, item.Reason)
+		}
+	}
+	return all
+}
+
+func hasReason(err error, part string) bool {
+	for _, reason := range reasons(err) {
+		if strings.Contains(strings.ToLower(reason), strings.ToLower(part)) {
+			return true
+		}
+	}
+	return false
+}
+
+func errorMessage(err error) string {
+	if e, ok := answerOf(err); ok {
+		return e.Message
+	}
+	return ""
+}
+
+// request names the upload or request by which the service's operators find it.
+func request(err error) string {
+	if e, ok := answerOf(err); ok {
+		if id := e.Header.Get("X-Guploader-Uploadid"); id != "" {
+			return fmt.Sprintf(" (request %s)", id)
+		}
+	}
+	return ""
+}
+
+// garbled tells whether an answer was not understood.
+func garbled(err error) bool {
+	_, syntax := errors.AsType[*json.SyntaxError](err)
+	_, kind := errors.AsType[*json.UnmarshalTypeError](err)
+	return syntax || kind
+}
+
+func tlsProblem(err error) bool {
+	_, verification := errors.AsType[*tls.CertificateVerificationError](err)
+	_, header := errors.AsType[tls.RecordHeaderError](err)
+	return verification || header || errors.Is(err, http.ErrSchemeMismatch)
+}
+
+// innermost strips the layers that name URLs from failures that no answer came with.
+func innermost(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// statusError is the error of an answer that did not pass through the library.
+func statusError(resp *http.Response) error {
+	return &googleapi.Error{Code: resp.StatusCode, Header: resp.Header}
+}

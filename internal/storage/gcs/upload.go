@@ -1,0 +1,305 @@
+package gcs
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net/http"
+	"time"
+
+	gcs "cloud.google.com/go/storage"
+
+	"gitlab.com/walden-pg/walden/internal/storage"
+)
+
+const (
+	// tokenName is the metadata key of the token: the header is x-goog-meta-walden-put.
+	tokenName = "walden-put"
+
+	// sessionLife is how long the service keeps a resumable upload ("Resumable uploads" in the Cloud Storage documentation).
+	sessionLife   = 7 * 24 * time.Hour
+	cancelTimeout = 30 * time.Second
+
+	// statusCancelled is the service's answer to the cancellation of a session.
+	statusCancelled = 499
+)
+
+// Put implements [storage.Store].
+func (s *Store) Put(ctx context.Context, key string, r io.Reader) error {
+	if err := s.upload(ctx, key, r, false); err != nil {
+		return s.fail("put", key, err)
+	}
+	return nil
+}
+
+// PutNew implements [storage.Store]. The service decides of two racing writers.
+func (s *Store) PutNew(ctx context.Context, key string, r io.Reader) error {
+	if err := s.upload(ctx, key, r, true); err != nil {
+		return s.fail("create", key, err)
+	}
+	return nil
+}
+
+// upload is one object on its way.
+type upload struct {
+	s     *Store
+	name  string
+	token string
+	isNew bool // the name must not be taken
+
+	session session
+	size    int64
+	crc     uint32 // of size bytes
+	whole   bool   // the source has ended, so that the service may have all of it
+}
+
+// session is a resumable upload, as [transport] has seen it begin.
+type session struct {
+	uri    string // "" if there is none
+	client http.RoundTripper
+}
+
+// head is what is read of an object before it is decided how to send it, and then the buffer in which the rest passes by.
+type head [1 << 20]byte
+
+// castagnoli is the polynomial of the service's CRC32C.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (s *Store) upload(ctx context.Context, key string, r io.Reader, isNew bool) error {
+	name, err := s.name(key)
+	if err != nil {
+		return err
+	}
+	chunk := s.o.ChunkSize
+	if s.o.Budget != nil {
+		chunk = max(chunkUnit, min(chunk, (s.o.Budget.Size()-int64(len(head{})))/chunkUnit*chunkUnit))
+	}
+	memory, err := s.reserve(ctx, int64(len(head{}))+chunk)
+	if err != nil {
+		return err
+	}
+	defer memory.release()
+	buffer := s.heads.Get().(*head)
+	defer s.heads.Put(buffer)
+
+	u := &upload{s: s, name: name, token: rand.Text(), isNew: isNew}
+	n, err := u.read(ctx, r, buffer[:])
+	if err != nil {
+		return err
+	}
+	if u.whole {
+		chunk = wholeUnits(int64(n) + 1) // so that the library sees its end
+		memory.keep(int64(len(head{})) + chunk)
+	}
+	p := s.patience(ctx, s.o.MaxRetries)
+	p.eachCounts = true
+	attrs, err := u.send(ctx, p, r, buffer, n, int(chunk))
+	if err != nil {
+		err = u.judge(ctx, p.verdict(err))
+	} else {
+		err = u.verify(ctx, attrs)
+	}
+	if err == nil {
+		s.bucketSeen.Store(true)
+	}
+	return err
+}
+
+// memory is what an upload has of the budget.
+type memory struct {
+	budget   *storage.Budget
+	reserved int64
+}
+
+// reserve takes all that an upload may need before its first byte is read, because uploads that hold some memory and wait
+// for more would wait for each other.
+func (s *Store) reserve(ctx context.Context, n int64) (*memory, error) {
+	m := &memory{budget: s.o.Budget}
+	if m.budget == nil {
+		return m, nil
+	}
+	done := storage.Waiting(ctx) // for other uploads
+	err := m.budget.Acquire(ctx, n)
+	done()
+	if err != nil {
+		return nil, err
+	}
+	m.reserved = min(n, m.budget.Size())
+	return m, nil
+}
+
+// keep gives back what is above n.
+func (m *memory) keep(n int64) {
+	if m.reserved > n {
+		m.budget.Release(m.reserved - n)
+		m.reserved = n
+	}
+}
+
+func (m *memory) release() { m.keep(0) }
+
+// read fills p as far as the source goes, and keeps account of it. The source is not asked again once it has ended. Its own
+// io.ErrUnexpectedEOF stays an error.
+func (u *upload) read(ctx context.Context, r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && !u.whole {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		m, err := r.Read(p[n:])
+		n += m
+		if err == io.EOF {
+			u.whole = true
+		} else if err != nil {
+			return n, &sourceError{err}
+		}
+	}
+	u.size += int64(n)
+	u.crc = crc32.Update(u.crc, castagnoli, p[:n])
+	return n, nil
+}
+
+// sourceError keeps failures of the source apart from those of this store, which may be of the same kind.
+type sourceError struct{ err error }
+
+func (e *sourceError) Error() string { return "cannot read the data to store: " + e.err.Error() }
+func (e *sourceError) Unwrap() error { return e.err }
+
+// send hands the first n bytes of the buffer and then the rest of the source to the library, which buffers chunks and repeats
+// what failed as p decides. All that the library started has ended when it returns.
+func (u *upload) send(ctx context.Context, p *patience, r io.Reader, buffer *head, n, chunk int) (*gcs.ObjectAttrs, error) {
+	sending, cancel := context.WithCancel(context.WithValue(ctx, sessionKey{}, &u.session))
+	defer cancel()
+	object, err := u.s.object(ctx, u.name, p)
+	if err != nil {
+		return nil, err
+	}
+	if u.isNew {
+		object = object.If(gcs.Conditions{DoesNotExist: true})
+	}
+	w := object.NewWriter(sending)
+	w.ContentType = "application/octet-stream"
+	w.Metadata = map[string]string{tokenName: u.token}
+	w.ChunkSize = chunk
+	w.ChunkRetryDeadline = sessionLife // p decides
+	if u.whole {
+		w.CRC32C, w.SendCRC32C = u.crc, true
+	}
+	for n > 0 {
+		if _, err := w.Write(buffer[:n]); err != nil {
+			return nil, errors.Join(w.Close(), err)
+		}
+		if n, err = u.read(ctx, r, buffer[:]); err != nil {
+			cancel() // before Close, which would complete the object
+			_ = w.Close()
+			u.cancelSession(ctx)
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return w.Attrs(), nil
+}
+
+// judge finds out what a failed upload has come to.
+//
+// The object may stand although the answer was lost, and then a condition that failed may have been failed by our own
+// object, or the session is gone because it is complete: whose object it is tells the token.
+func (u *upload) judge(ctx context.Context, failure error) error {
+	if _, ok := errors.AsType[*sourceError](failure); ok || ctx.Err() != nil {
+		u.cancelSession(ctx)
+		return failure
+	}
+	status := statusCode(failure)
+	taken, gone := u.isNew && status == http.StatusPreconditionFailed, status == http.StatusNotFound || status == http.StatusGone
+	if !taken && !gone && (!u.whole || permanentStatus(status)) {
+		u.cancelSession(ctx)
+		return failure
+	}
+	attrs, err := u.stands(ctx)
+	switch {
+	case err == nil && attrs.Metadata[tokenName] == u.token:
+		return u.verify(ctx, attrs)
+	case err == nil && taken:
+		return &cause{text: storage.ErrExists.Error(), is: storage.ErrExists, err: failure}
+	case taken && isMissing(err):
+		return &cause{text: "the name was taken by an object that is gone by now", err: failure}
+	case taken:
+		return u.s.explain(err).during("the name is taken, but cannot tell by whom")
+	case gone && errors.Is(err, gcs.ErrBucketNotExist):
+		return err
+	case gone:
+		return &cause{text: "the upload's session is gone", err: failure}
+	}
+	u.cancelSession(ctx)
+	return failure
+}
+
+// stands describes the object under the name.
+func (u *upload) stands(ctx context.Context) (*gcs.ObjectAttrs, error) {
+	p := u.s.patience(ctx, fewRetries)
+	object, err := u.s.object(ctx, u.name, p)
+	if err != nil {
+		return nil, err
+	}
+	attrs, err := object.Attrs(ctx)
+	return attrs, p.verdict(u.s.missing(ctx, err))
+}
+
+// verify compares what the service says that it has stored with what was sent. What is not the same is removed.
+func (u *upload) verify(ctx context.Context, attrs *gcs.ObjectAttrs) error {
+	switch {
+	case attrs == nil || attrs.Generation == 0:
+		return errors.New("the answer is that of success, but names no object: it is not from Google Cloud Storage")
+	case attrs.Size == u.size && attrs.CRC32C == u.crc:
+		return nil
+	}
+	damaged := fmt.Errorf("the service stored other bytes than were sent: %d bytes with CRC32C %s, expected %d with %s",
+		attrs.Size, base64CRC(attrs.CRC32C), u.size, base64CRC(u.crc))
+	object, err := u.s.object(ctx, u.name, u.s.patience(ctx, fewRetries))
+	if err == nil {
+		err = object.If(gcs.Conditions{GenerationMatch: attrs.Generation}).Delete(ctx)
+	}
+	if err != nil && !isMissing(err) {
+		return u.s.explain(err).during(damaged.Error() + "; and cannot remove it")
+	}
+	return damaged
+}
+
+// base64CRC spells a checksum as the service does.
+func base64CRC(crc uint32) string {
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc))
+}
+
+// cancelSession frees what the service holds of an upload that failed, also when ctx has ended. Where that fails as well,
+// the service does it after a week.
+func (u *upload) cancelSession(ctx context.Context) {
+	if u.session.uri == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
+	defer cancel()
+	p := u.s.patience(ctx, fewRetries)
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, u.session.uri, http.NoBody)
+		if err != nil {
+			return
+		}
+		resp, err := u.session.client.RoundTrip(req)
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode != statusCancelled && resp.StatusCode >= http.StatusInternalServerError {
+				err = statusError(resp)
+			}
+		}
+		if err == nil || !p.again(err) {
+			u.session.uri = ""
+			return
+		}
+	}
+}
