@@ -48,7 +48,7 @@ func run(m *testing.M) int {
 }
 
 // commandLimit bounds one run of walden in a test.
-const commandLimit = 3 * time.Minute
+const commandLimit = 10 * time.Minute
 
 // site is one installation of walden: its program, its configuration file, its archive.
 type site struct {

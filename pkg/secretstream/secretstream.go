@@ -89,10 +89,10 @@ func (s *state) keystream() (*chacha20.Cipher, *poly1305.MAC) {
 // n in another way than usual in ChaCha20-Poly1305; libsodium keeps it so for compatibility with itself.
 func authenticate(mac *poly1305.MAC, n int, sum []byte) []byte {
 	var pad [16]byte
-	mac.Write(pad[:n%16])
+	_, _ = mac.Write(pad[:n%16])
 	var lengths [16]byte // of no additional data, and of the block with the tag plus the ciphertext
 	binary.LittleEndian.PutUint64(lengths[8:], uint64(64+n))
-	mac.Write(lengths[:])
+	_, _ = mac.Write(lengths[:])
 	return mac.Sum(sum)
 }
 
@@ -126,12 +126,12 @@ func (s *state) seal(out, plaintext []byte, tag byte) []byte {
 	c, mac := s.keystream()
 	block := [64]byte{tag}
 	c.XORKeyStream(block[:], block[:])
-	mac.Write(block[:])
+	_, _ = mac.Write(block[:])
 	start := len(out)
 	out = append(append(out, block[0]), plaintext...)
 	body := out[start+1:]
 	c.XORKeyStream(body, body)
-	mac.Write(body)
+	_, _ = mac.Write(body)
 	out = authenticate(mac, len(body), out)
 	s.advance(out[len(out)-poly1305.TagSize:])
 	return out
@@ -147,9 +147,9 @@ func (s *state) open(chunk []byte) (plaintext []byte, tag byte, err error) {
 	c.XORKeyStream(block[:], block[:])
 	tag = block[0]
 	block[0] = chunk[0] // what was encrypted is the tag and 63 zero bytes
-	mac.Write(block[:])
+	_, _ = mac.Write(block[:])
 	body, sum := chunk[1:len(chunk)-poly1305.TagSize], chunk[len(chunk)-poly1305.TagSize:]
-	mac.Write(body)
+	_, _ = mac.Write(body)
 	if subtle.ConstantTimeCompare(authenticate(mac, len(body), nil), sum) != 1 {
 		return nil, 0, ErrDamaged
 	}
@@ -218,7 +218,7 @@ func (w *Writer) flush(tag byte) error {
 // Write it returns that error.
 func (w *Writer) Close() error {
 	switch {
-	case w.err == errClosed:
+	case errors.Is(w.err, errClosed):
 		return nil
 	case w.err != nil:
 		return w.err
@@ -271,7 +271,7 @@ func (r *Reader) next() error {
 		r.chunk = make([]byte, ChunkSize+Overhead)
 	}
 	n, err := io.ReadFull(r.r, r.chunk)
-	last := err == io.ErrUnexpectedEOF
+	last := err == io.ErrUnexpectedEOF //nolint:errorlint // io.ReadFull returns it as it is
 	if err != nil && !last {
 		return cutOff(err)
 	}
