@@ -472,7 +472,7 @@ func TestAPublicKeyArchivesAgainWhatItHasArchived(t *testing.T) {
 	s := newSite(t, c.push...).quick()
 	file := filepath.Join(dir, names[0])
 	s.must(nil, "wal-push", file)
-	s.must(nil, "wal-push", file).expect(t, 0, "archived already with equal size")
+	s.must(nil, "wal-push", file).expect(t, 0, "archived already with an equal fingerprint")
 	changed := []byte(readAll(t, file))
 	_, _ = rand.Read(changed[8192 : 8192+4096]) // never fails; does not compress
 	other := filepath.Join(testenv.Scratch(t), names[0])
@@ -480,12 +480,38 @@ func TestAPublicKeyArchivesAgainWhatItHasArchived(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := tree(t, s.archive)
-	s.fails(nil, 1, []string{"archived already with different content", "hint: with the secret key"}, "wal-push", other)
+	s.fails(nil, 1, []string{"archived already with different content", "hint: two clusters"}, "wal-push", other)
 	if after := tree(t, s.archive); !slices.Equal(after, before) {
 		t.Error("the refused push has changed the archive")
 	}
 	s.fails(nil, 1, []string{"cannot decrypt as WALG_PGP_KEY", "public one only", "hint: give the secret key"}, "wal-fetch", names[0], filepath.Join(s.dir, "x"))
 	s.fails(nil, 1, []string{"cannot decrypt as WALG_PGP_KEY", "hint: give the secret key"}, "backup-fetch", filepath.Join(s.dir, "y"), "LATEST")
+
+	// A server that was killed before it stored the file that it had claimed.
+	object := filepath.Join(s.archive, "wal_005", names[0]+".lz4")
+	content := readAll(t, object)
+	if err := os.Remove(object); err != nil {
+		t.Fatal(err)
+	}
+	s.fails(nil, 1, []string{"archived already with different content"}, "wal-push", other)
+	s.must(nil, "wal-push", file)
+	if len(readAll(t, object)) != len(content) {
+		t.Error("the object has another size")
+	}
+
+	// A file that somebody else archived, of equal size.
+	plain := newSite(t, append(slices.Clone(c.push), "WALG_COMPRESSION_METHOD=none")...).quick()
+	plain.must(nil, "wal-push", file)
+	plain.fails(nil, 1, []string{"archived already with different content"}, "wal-push", other)
+	if err := os.Remove(filepath.Join(plain.archive, "walden_fingerprints", names[0]+".json")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, other} {
+		plain.fails(nil, 1, []string{"cannot be compared", "hint: give the secret key for one run"}, "wal-push", path)
+	}
+	plain.configure(append(slices.Clone(c.fetch), "WALG_COMPRESSION_METHOD=none", "WALG_FILE_PREFIX="+plain.archive)...)
+	plain.must(nil, "wal-push", file).expect(t, 0, "archived already with equal content")
+	plain.fails(nil, 1, []string{"archived already with different content"}, "wal-push", other)
 
 	// An archive of which nothing but the encrypted WAL says whose it is.
 	if err := os.Remove(filepath.Join(s.archive, "walden_identity.json")); err != nil {

@@ -73,12 +73,19 @@ func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
 			return fmt.Errorf("cannot archive %s: %w", name, err)
 		}
 	}
+	if !d.Catalog.ReadsBack() {
+		known, err := claim(ctx, d, f, name)
+		if err != nil {
+			return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
+		}
+		if known {
+			d.Log.Info("archived already with an equal fingerprint", "action", "wal-push", "seg", name, "state", "complete", "size", f.size)
+			return nil
+		}
+	}
 	sealed, err := d.Catalog.WAL().PutNew(ctx, name, f.writeTo)
 	if errors.Is(err, catalog.ErrExists) {
 		err := compareRepeatedly(ctx, d, f, name)
-		if errors.Is(err, catalog.ErrNoSecretKey) {
-			return compareSize(ctx, d, f, name, err)
-		}
 		if err != nil {
 			return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
 		}
@@ -212,21 +219,33 @@ func compareArchived(ctx context.Context, d Deps, f *file, name string) error {
 	return nil
 }
 
-// compareSize is for a server that has a public key only, and archives again what its answer was lost for, as PostgreSQL does after a
-// crash: it cannot decrypt what is there. The archive is this cluster's, and with another content the size would be another one
-// after compression, so that an equal size is enough; refusing would have the server keep all its WAL until somebody comes.
-func compareSize(ctx context.Context, d Deps, f *file, name string, unreadable error) error {
-	same, err := d.Catalog.WAL().SameSize(ctx, name, f.writeTo)
+// claim is for a server that has a public key only and cannot read what it archived: when PostgreSQL asks for a file again, as it
+// does after a crash, nothing but the fingerprint that was stored before the file tells that it is the same. Without one the
+// file is another's, and refused. known means that it is archived and the same.
+func claim(ctx context.Context, d Deps, f *file, name string) (known bool, err error) {
+	w := d.Catalog.WAL()
+	there, err := w.Has(ctx, name)
 	if err != nil {
-		return fmt.Errorf("cannot archive %s to %s: %w", name, d.Catalog, err)
+		return false, err
 	}
-	if !same {
-		return hint.With(fmt.Errorf("cannot archive %s to %s: %w, or was compressed in another way (%w)", name, d.Catalog, ErrDifferentContent, unreadable),
-			"with the secret key wal-push compares the contents; two clusters may archive to this prefix, or a copy of this cluster did")
+	claimed, err := w.Claim(ctx, name, f.writeTo, !there)
+	switch {
+	case errors.Is(err, catalog.ErrClaimedOtherwise):
+		return false, hint.With(fmt.Errorf("%w (%w)", ErrDifferentContent, err),
+			"two clusters may archive to this prefix, or a copy of this cluster did; give every cluster a prefix of its own")
+	case err != nil || !there:
+		return false, err
+	case claimed:
+		// Whoever archives without fingerprints may have come between this server's claim and its file.
+		if claimed, err = w.SameSize(ctx, name, f.writeTo); err != nil {
+			return false, err
+		}
 	}
-	d.Log.Warn("archived already with equal size; the contents cannot be compared with a public key", "action", "wal-push", "seg", name,
-		"state", "complete", "size", f.size)
-	return nil
+	if !claimed {
+		return false, hint.With(fmt.Errorf("it is archived already, and what is there cannot be compared: %w", catalog.ErrNoSecretKey),
+			"give the secret key for one run of wal-push, which then compares the contents; two clusters may archive to this prefix, or a copy of this cluster did")
+	}
+	return true, nil
 }
 
 // origins names where two segments of one name come from, as far as their headers tell.

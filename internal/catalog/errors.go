@@ -1,6 +1,8 @@
 package catalog
 
 import (
+	"errors"
+
 	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -14,6 +16,8 @@ var (
 	ErrDamaged = codec.ErrDamaged
 	// ErrNoSecretKey says that the keys that are given encrypt and do not decrypt.
 	ErrNoSecretKey = crypt.ErrNoSecretKey
+	// ErrClaimedOtherwise says that a file's fingerprint in the archive is that of another content.
+	ErrClaimedOtherwise = errors.New("its fingerprint in the archive is that of another content")
 )
 
 // IsPermanent tells whether trying again cannot help: wrong credentials, a missing bucket, the wrong cluster.

@@ -11,17 +11,18 @@ import (
 
 // Folders and object names below the archive's prefix (WAL-G format, "Folders and object names").
 const (
-	backupsDir     = "basebackups_005/"
-	walDir         = "wal_005/"
-	partsDir       = "tar_partitions/"
-	sentinelSuffix = "_backup_stop_sentinel.json"
-	metadataName   = "metadata.json"
-	filesName      = "files_metadata.json"
-	manifestName   = "walden_manifest.json" // walden's own; WAL-G ignores it
-	draftName      = "walden_draft.json"    // walden's own: who is writing a backup that has no sentinel yet
-	identityName   = "walden_identity.json" // walden's own: the cluster that the archive belongs to
-	controlTar     = "pg_control.tar"
-	labelTar       = "backup_label.tar"
+	backupsDir      = "basebackups_005/"
+	walDir          = "wal_005/"
+	partsDir        = "tar_partitions/"
+	sentinelSuffix  = "_backup_stop_sentinel.json"
+	metadataName    = "metadata.json"
+	filesName       = "files_metadata.json"
+	manifestName    = "walden_manifest.json" // walden's own; WAL-G ignores it
+	draftName       = "walden_draft.json"    // walden's own: who is writing a backup that has no sentinel yet
+	identityName    = "walden_identity.json" // walden's own: the cluster that the archive belongs to
+	fingerprintsDir = "walden_fingerprints/" // walden's own: what files contain that their writer cannot read back
+	controlTar      = "pg_control.tar"
+	labelTar        = "backup_label.tar"
 )
 
 // Folders are the folders below the archive's prefix in which an archive, walden's or WAL-G's, keeps its large objects.

@@ -75,7 +75,7 @@ func (w *WAL) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 }
 
 // SameSize tells whether an archived file has the size that it would have if it were archived now with the content that write
-// produces: for those who cannot decrypt it. False also means that it was compressed in another way.
+// produces, for those who cannot decrypt it. It is necessary for equal contents and not sufficient. False also means that it was compressed in another way.
 func (w *WAL) SameSize(ctx context.Context, name string, write func(io.Writer) error) (bool, error) {
 	o, err := w.c.repo.Find(ctx, walDir+name)
 	if err != nil {

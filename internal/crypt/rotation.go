@@ -38,6 +38,14 @@ func NewRotation(now Cipher, earlier ...Cipher) *Rotation {
 	return r
 }
 
+// ReadsBack tells whether a cipher decrypts what it encrypts itself: not with a public key alone, also where earlier keys decrypt.
+func ReadsBack(c Cipher) bool {
+	if r, ok := c.(*Rotation); ok {
+		c = r.Cipher
+	}
+	return CanDecrypt(c) == nil
+}
+
 // Decrypt decrypts r.
 func (c *Rotation) Decrypt(r io.Reader) (io.Reader, error) {
 	var reasons []error

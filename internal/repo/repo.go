@@ -93,6 +93,9 @@ func (r *Repo) PutMemory() int64 {
 	return codec.WriterMemory(r.codec) + chunksPerPut*chunkSize + 256<<10
 }
 
+// ReadsBack tells whether what is written now can be read with the keys that are given: not with a public key alone.
+func (r *Repo) ReadsBack() bool { return crypt.ReadsBack(r.cipher) }
+
 // Names returns the names of the objects that can hold name, the one that Put would write first, then those of all
 // other codecs, then "NAME." (which older WAL-G wrote without compression) and the bare name.
 func (r *Repo) Names(name string) []string {
