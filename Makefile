@@ -47,7 +47,7 @@ test: go-version check ## every test, with the race detector and real servers; f
 MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal
 
 # What breaks storages, disks and processes, or reads archives of one version that WAL-G or WAL-E wrote: the server's version changes nothing.
-MATRIX_SKIP := Kill|Secrets|Memory|PowerLoss|Hostile|BadDisk|OfTheStorage|OfWAL[GE]|OneSegmentOneWins|RacesWith|ADamagedPart|ADeltaBackup|ReadOnlyAnd|Strange
+MATRIX_SKIP := Kill|Secrets|Memory|PowerLoss|Hostile|BadDisk|OfTheStorage|OfWAL[GE]|OneSegmentOneWins|RacesWith|ADamagedPart|ADeltaBackup|ReadOnlyAnd|Strange|Encrypt|Keys|PublicKey|GnuPG|GoogleCloud|ALinkCalled
 
 .PHONY: test-matrix
 test-matrix: go-version ## the tests with a PostgreSQL server on each of its versions; MAJORS="13 18" for some
