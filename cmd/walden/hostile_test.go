@@ -118,7 +118,7 @@ func (a *hostileArchive) sentinel(text string) {
 // claims makes the backup say that it is so large, and lists no files: everything in its parts is to be restored.
 func (a *hostileArchive) claims(bytes int64) {
 	a.t.Helper()
-	a.sentinel(fmt.Sprintf(`{"LSN":167772200,"PgVersion":150020,"FinishLSN":167772464,"UncompressedSize":%d,"FilesMetadataDisabled":true,"Version":2}`, bytes))
+	a.sentinel(fmt.Sprintf(`{"LSN":10485800,"PgVersion":150020,"FinishLSN":10486064,"UncompressedSize":%d,"FilesMetadataDisabled":true,"Version":2}`, bytes))
 }
 
 func literally(text string) func(io.Writer) error {
