@@ -1,6 +1,6 @@
 // Command testreport reads what `go test -json` writes and prints what a person wants to see of it: one line per package,
 // the whole output of what failed, the name of what was skipped, the table of what tests counted (faults injected, moments of
-// a kill), and the count of all tests (sub-tests included).
+// a kill), the tests that took longest, and the count of all tests (sub-tests included).
 //
 // It exits 1 when a test or a build failed, when no test ran at all, and with -no-skips when any test was skipped: a test that
 // does not run for want of a component proves nothing, and a silent skip looks like a proof.
@@ -8,6 +8,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -85,10 +86,31 @@ func (f figures) print(w io.Writer) {
 	}
 }
 
+// slow is how long a test took, in seconds, without what it waited for others to run.
+type slow struct {
+	name    string
+	seconds float64
+}
+
+// slowest prints the tests that took longest, of those that took more than some seconds.
+func slowest(w io.Writer, tests []slow) {
+	const most, least = 15, 5
+	tests = slices.DeleteFunc(tests, func(t slow) bool { return t.seconds < least })
+	if len(tests) == 0 {
+		return
+	}
+	slices.SortFunc(tests, func(a, b slow) int { return cmp.Compare(b.seconds, a.seconds) })
+	fmt.Fprint(w, "\nslowest tests:\n")
+	for _, t := range tests[:min(most, len(tests))] {
+		fmt.Fprintf(w, "%7.1f s  %s\n", t.seconds, t.name)
+	}
+}
+
 // report copies the meaning of the events in r to w and says whether the run counts as a success.
 func report(r io.Reader, w io.Writer, noSkips bool) (ok bool, err error) {
 	var passed, failed, skipped, brokenPackages int
 	var skips []string
+	var times []slow
 	counted := figures{}
 	output := map[string]*strings.Builder{} // of packages and tests not yet finished
 
@@ -135,6 +157,9 @@ func report(r io.Reader, w io.Writer, noSkips bool) (ok bool, err error) {
 		switch {
 		case e.Action == "build-fail":
 		case e.Test != "":
+			if !strings.Contains(e.Test, "/") {
+				times = append(times, slow{e.Package + " " + e.Test, e.Elapsed})
+			}
 			switch e.Action {
 			case "pass":
 				passed++
@@ -162,6 +187,7 @@ func report(r io.Reader, w io.Writer, noSkips bool) (ok bool, err error) {
 		fmt.Fprintf(w, "\nskipped:\n%s", strings.Join(skips, ""))
 	}
 	counted.print(w)
+	slowest(w, times)
 	fmt.Fprintf(w, "\n%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	switch {
 	case failed > 0 || brokenPackages > 0:

@@ -66,6 +66,13 @@ func TestReport(t *testing.T) {
 			want: []string{"| **faults** | **12** |\n| fetch | 5 |\n| push | 7 |\n| **kills**: push | **9** |\n"},
 		},
 		{
+			name: "the slowest tests are named, the slowest first",
+			events: `{"Action":"pass","Package":"p","Test":"TestA","Elapsed":7}` + "\n" + `{"Action":"pass","Package":"p","Test":"TestB/sub","Elapsed":90}` + "\n" +
+				`{"Action":"pass","Package":"p","Test":"TestB","Elapsed":100.25}` + "\n" + passing,
+			ok:   true,
+			want: []string{"\nslowest tests:\n  100.2 s  p TestB\n    7.0 s  p TestA\n\n"},
+		},
+		{
 			name:    "a figure that cannot be read fails the run",
 			events:  passing + `{"Action":"attr","Package":"p","Test":"TestA","Key":"figure","Value":"many"}` + "\n",
 			wantErr: `cannot read the figure "many"`,
