@@ -160,8 +160,8 @@ func (g genuine) read(t *testing.T) archive {
 	return a
 }
 
-// restore restores the backup from the objects into the directory data below parent, its tablespace into space.
-func (a archive) restore(t *testing.T, objects map[string][]byte, parent string) error {
+// restore restores the backup from the objects into dir, its tablespace into space beside it.
+func (a archive) restore(t *testing.T, objects map[string][]byte, dir string) error {
 	t.Helper()
 	s := storagetest.NewMemory()
 	for key, b := range objects {
@@ -175,13 +175,15 @@ func (a archive) restore(t *testing.T, objects map[string][]byte, parent string)
 	if err != nil {
 		return err
 	}
-	o := Options{Dir: filepath.Join(parent, "data"), Workers: 2}
+	o := Options{Dir: dir, Workers: 2}
 	if a.space != "" {
-		o.Mappings = []Mapping{{a.space, filepath.Join(parent, "space")}}
+		o.Mappings = []Mapping{{a.space, spaceOf(dir)}}
 	}
 	_, err = Fetch(t.Context(), Deps{c, slog.New(slog.DiscardHandler), watch{func() {}}}, b, o)
 	return err
 }
+
+func spaceOf(dir string) string { return filepath.Join(filepath.Dir(dir), "space") }
 
 func (a archive) open(s storage.Store) (*catalog.Catalog, error) {
 	lz4, err := codec.New("lz4", codec.Options{})
@@ -191,8 +193,8 @@ func (a archive) open(s storage.Store) (*catalog.Catalog, error) {
 	return catalog.New(repo.New(s, lz4, a.cipher, repo.Options{}), slog.New(slog.DiscardHandler)), nil
 }
 
-// wrong names the first file below parent that is not what was backed up, "" if there is none.
-func (a archive) wrong(t *testing.T, parent string) string {
+// wrong names the first file of what was restored into dir that is not what was backed up, "" if there is none.
+func (a archive) wrong(t *testing.T, dir string) string {
 	t.Helper()
 	met := map[string]bool{}
 	var wrong []string
@@ -218,13 +220,13 @@ func (a archive) wrong(t *testing.T, parent string) string {
 			t.Fatal(err)
 		}
 	}
-	look(filepath.Join(parent, "data"), "")
+	look(dir, "")
 	if a.space != "" {
-		links, err := filepath.Glob(filepath.Join(parent, "data/pg_tblspc/*"))
+		links, err := filepath.Glob(filepath.Join(dir, "pg_tblspc/*"))
 		if err != nil || len(links) != 1 {
 			return "pg_tblspc"
 		}
-		look(filepath.Join(parent, "space"), filepath.Join("pg_tblspc", filepath.Base(links[0])))
+		look(spaceOf(dir), filepath.Join("pg_tblspc", filepath.Base(links[0])))
 	}
 	for name := range a.want {
 		if !met[name] {
@@ -329,24 +331,25 @@ func TestADamagedArchiveIsRestoredExactlyOrNotAtAll(t *testing.T) {
 				if i > 0 { // the first one is as it was
 					what, changed = damage(r, objects)
 				}
+				dir := filepath.Join(scratch, "data")
 				var err error
-				synctest.Test(t, func(t *testing.T) { err = a.restore(t, objects, scratch) })
+				synctest.Test(t, func(t *testing.T) { err = a.restore(t, objects, dir) })
 				switch {
 				case err != nil && i == 0:
 					t.Fatal(err)
 				case err != nil:
 					noticed++
-					if _, err := os.Lstat(filepath.Join(scratch, "data/global/pg_control")); !errors.Is(err, fs.ErrNotExist) {
+					if _, err := os.Lstat(filepath.Join(dir, "global/pg_control")); !errors.Is(err, fs.ErrNotExist) {
 						t.Errorf("case %d, %v %s: what was refused can be started: %v", i, changed, what, err)
 					}
 				default:
-					if file := a.wrong(t, scratch); file == "" {
+					if file := a.wrong(t, dir); file == "" {
 						harmless++
 					} else if g.unnoticed == nil || !g.unnoticed(changed, file) {
 						t.Errorf("case %d, %v %s: %s is wrong", i, changed, what, file)
 					}
 				}
-				if err := errors.Join(os.RemoveAll(filepath.Join(scratch, "data")), os.RemoveAll(filepath.Join(scratch, "space"))); err != nil {
+				if err := errors.Join(os.RemoveAll(dir), os.RemoveAll(spaceOf(dir))); err != nil {
 					t.Fatal(err)
 				}
 			}
