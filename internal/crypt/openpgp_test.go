@@ -127,14 +127,14 @@ func TestEveryChangeOfAMessageIsNoticed(t *testing.T) {
 			t.Errorf("%s: %d bytes and no error", what, len(got))
 		}
 	}
-	for n := range len(sealed) {
+	for n := 0; n < len(sealed); n += 1 + n/500 { // the beginning byte by byte
 		check(fmt.Sprint("cut to ", n), sealed[:n])
 	}
 	check("a byte more", append(bytes.Clone(sealed), 0))
 	check("another message behind it", append(bytes.Clone(sealed), sealed...))
 	check("what is not encrypted", plain)
 	r := rand.New(rand.NewPCG(3, 4))
-	for range 1500 {
+	for range 500 {
 		bad := bytes.Clone(sealed)
 		i := r.IntN(len(bad))
 		bad[i] ^= 1 << r.IntN(8)
