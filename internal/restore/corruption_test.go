@@ -44,7 +44,10 @@ func genuines() []genuine {
 		{dir: "wal-g/full-lz4"},
 		{dir: "wal-g/timeline-zstd"},
 		{dir: "wal-g/remote-lz4"},
-		{dir: "wal-g/delta-zstd"},
+		// What a delta has not stored because it did not change, nothing names but the list.
+		{dir: "wal-g/delta-zstd", unnoticed: func(changed []string, _ string) bool {
+			return len(changed) == 1 && strings.HasSuffix(changed[0], "/files_metadata.json")
+		}},
 		{dir: "wal-g/full-lzma-sodium", cipher: sodium("6b2f7c0d9e1a4835f7c2b6a09d3e5f81726354a9b8c7d6e5f4a3b2c1d0e9f807")},
 		{dir: "wal-g/tablespace-brotli-pgp", cipher: openPGP("wal-g/tablespace-brotli-pgp/key.asc")},
 		{dir: "wal-e/plain"},
@@ -323,7 +326,10 @@ func TestADamagedArchiveIsRestoredExactlyOrNotAtAll(t *testing.T) {
 	for _, g := range genuines() {
 		t.Run(path.Base(g.dir), func(t *testing.T) {
 			t.Parallel()
-			a, r, scratch := g.read(t), testenv.Rand(t), fastDir(t)
+			a, r, scratch := g.read(t), rand.New(rand.NewPCG(1, 2)), fastDir(t)
+			if testenv.Full() { // the sample is the same each time
+				r = testenv.Rand(t)
+			}
 			noticed, harmless := 0, 0
 			for i := range testenv.Pick(25, 1000) {
 				objects := maps.Clone(a.objects)

@@ -409,8 +409,12 @@ func (u *unpacker) find(name string) (want catalog.File, wanted bool) {
 
 func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at reading) error {
 	want, wanted := u.find(name)
-	if !wanted {
-		return nil // a file that vanished while it was copied, or that the backup's writer did not mean to restore
+	switch {
+	case wanted:
+	case u.older, u.listing.Hashed:
+		return nil // a newer backup has the file, or it vanished while it was copied; the manifest cannot be wrong
+	default: // the list can have lost a name, and a file too many does no harm: the replay of WAL removes what was dropped
+		u.ignored.warn(u.log, "a file that the list of files does not name is restored all the same", "backup", u.backup.Name, "file", name)
 	}
 	if before, err := u.meet(name, at); err != nil {
 		return err
