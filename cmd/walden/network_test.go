@@ -146,9 +146,7 @@ func storageFaults() []storageFault {
 			return altered(func(r *http.Request) bool { return r.Method == http.MethodGet && !isListing(r) },
 				func(b []byte) []byte {
 					b = bytes.Clone(b)
-					if len(b) > 0 {
-						b[len(b)/2] ^= 0x10
-					}
+					spoil(b)
 					return b
 				})
 		}, without: "wal-push backup-push", says: []string{"damaged"}},
