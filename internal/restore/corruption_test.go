@@ -331,7 +331,7 @@ func TestADamagedArchiveIsRestoredExactlyOrNotAtAll(t *testing.T) {
 				r = testenv.Rand(t)
 			}
 			noticed, harmless := 0, 0
-			for i := range testenv.Pick(25, 1000) {
+			for i := range testenv.Pick(12, 1000) {
 				objects := maps.Clone(a.objects)
 				what, changed := "nothing", []string(nil)
 				if i > 0 { // the first one is as it was
