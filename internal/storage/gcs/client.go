@@ -297,7 +297,7 @@ func (c *credentials) Token(ctx context.Context) (*auth.Token, error) {
 		return token, err
 	}
 	refusal, ok := errors.AsType[*auth.Error](err)
-	if !ok || refusal.Response == nil || !permanentStatus(refusal.Response.StatusCode) {
+	if !ok || refusal.Response == nil || !storage.PermanentStatus(refusal.Response.StatusCode) {
 		return nil, &credentialsError{err, false}
 	}
 	// Such a refusal is repeated by nobody but the next operation, for which the file is read again.
@@ -446,9 +446,9 @@ func (s *Store) repeatable(err error) bool {
 		return !e.permanent
 	}
 	if e, ok := answerOf(err); ok {
-		return e.Code >= http.StatusBadRequest && !permanentStatus(e.Code) || rateLimited(err)
+		return e.Code >= http.StatusBadRequest && !storage.PermanentStatus(e.Code) || rateLimited(err)
 	}
-	_, isCause := errors.AsType[*cause](err)
+	_, isCause := errors.AsType[*storage.Cause](err)
 	return !isCause && !tlsProblem(err) && contextText(err) == "" && brokenOff(err)
 }
 

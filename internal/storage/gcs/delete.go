@@ -78,5 +78,5 @@ func (s *Store) failKeys(keys []string, err error) error {
 	if more := len(keys) - len(quoted); more > 0 {
 		names += fmt.Sprintf(" and %d more", more)
 	}
-	return s.fail(fmt.Sprintf("delete %d objects from", len(keys)), "", s.explain(err).during(names))
+	return s.fail(fmt.Sprintf("delete %d objects from", len(keys)), "", s.explain(err).During(names))
 }

@@ -18,130 +18,64 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
-// cause is what went wrong in the words of an operator. The library's error stays reachable but is not printed: its text
-// names requests and repeats itself.
-type cause struct {
-	text, hint string
-	permanent  bool  // trying again does not help
-	is         error // fs.ErrNotExist, fs.ErrPermission or storage.ErrExists, where the cause means that
-	err        error
-	last       *cause // of the attempt before the context ended; nil: none
-}
-
-func (c *cause) Error() string { return c.text }
-
-// LastFailure is what [storage.LastFailure] looks for.
-func (c *cause) LastFailure() error {
-	if c.last == nil {
-		return nil
-	}
-	return c.last
-}
-
-// Hint is what the operator can try next, or empty.
-func (c *cause) Hint() string {
-	if hinter, ok := errors.AsType[interface {
-		error
-		Hint() string
-	}](c.err); c.hint == "" && ok {
-		return hinter.Hint()
-	}
-	return c.hint
-}
-
-// during adds what was being done.
-func (c *cause) during(doing string) *cause {
-	return &cause{text: doing + ": " + c.text, hint: c.hint, permanent: c.permanent, is: c.is, err: c.err, last: c.last}
-}
-
-func (c *cause) Unwrap() []error {
-	var all []error
-	for _, err := range []error{c.is, c.err} {
-		if err != nil {
-			all = append(all, err)
-		}
-	}
-	return all
-}
-
 // fail completes an error: what was to be done, with which object, where, and why it did not work.
-func (s *Store) fail(verb, key string, err error) error {
-	c := s.explain(err)
-	object := s.String()
-	if key != "" {
-		object = fmt.Sprintf("%q %s %s", key, preposition(verb), s)
-	}
-	wrapped := fmt.Errorf("cannot %s %s: %w", verb, object, c)
-	if c.permanent {
-		return storage.Permanent(wrapped)
-	}
-	return wrapped
-}
-
-func preposition(verb string) string {
-	switch verb {
-	case "get", "read", "delete":
-		return "from"
-	default:
-		return "in"
-	}
-}
+func (s *Store) fail(verb, key string, err error) error { return s.explain(err).Fail(verb, key, s) }
 
 // explain turns an error of the library into a cause. Reasons: "HTTP status and error codes for JSON" in the Cloud Storage
 // documentation.
-func (s *Store) explain(err error) *cause {
-	if c, ok := errors.AsType[*cause](err); ok {
+func (s *Store) explain(err error) *storage.Cause {
+	if c, ok := errors.AsType[*storage.Cause](err); ok {
 		return c
 	}
 	if text := contextText(err); text != "" {
-		c := &cause{text: text, err: err}
+		c := &storage.Cause{Text: text, Err: err}
 		if e, ok := errors.AsType[*interruptedError](err); ok {
-			c.last = s.explain(e.last)
-			c.text, c.hint = text+"; the last attempt failed: "+c.last.text, c.last.hint
+			c.Last = s.explain(e.last)
+			c.Text, c.Advice = text+"; the last attempt failed: "+c.Last.Text, c.Last.Advice
 		}
 		return c
 	}
 	if e, ok := errors.AsType[*credentialsError](err); ok {
-		return &cause{
-			text: "no credentials: " + e.Error(), err: err, permanent: e.permanent,
-			hint: "set GOOGLE_APPLICATION_CREDENTIALS to a valid key file, run `gcloud auth application-default login`, " +
+		return &storage.Cause{
+			Text: "no credentials: " + e.Error(), Err: err, Permanent: e.permanent,
+			Advice: "set GOOGLE_APPLICATION_CREDENTIALS to a valid key file, run `gcloud auth application-default login`, " +
 				"or give the machine a service account",
 		}
 	}
 	status, message := statusCode(err), errorMessage(err)
-	c := &cause{err: err, permanent: permanentStatus(status) && !rateLimited(err)}
+	c := &storage.Cause{Err: err, Permanent: storage.PermanentStatus(status) && !rateLimited(err)}
 	switch {
 	case errors.Is(err, gcs.ErrBucketNotExist):
-		c.text = fmt.Sprintf("bucket %q does not exist", s.o.Bucket)
-		c.hint = "check the storage prefix, or create the bucket"
+		c.Text = fmt.Sprintf("bucket %q does not exist", s.o.Bucket)
+		c.Advice = "check the storage prefix, or create the bucket"
 	case errors.Is(err, gcs.ErrObjectNotExist), status == http.StatusNotFound:
-		c.text, c.is, c.permanent = "object does not exist", fs.ErrNotExist, false
+		c.Text, c.Is, c.Permanent = "object does not exist", fs.ErrNotExist, false
 	case status == http.StatusUnauthorized:
-		c.text = "the service does not accept the credentials" + told(message)
-		c.hint = "check GOOGLE_APPLICATION_CREDENTIALS: the key may have been deleted or disabled"
+		c.Text = "the service does not accept the credentials" + told(message)
+		c.Advice = "check GOOGLE_APPLICATION_CREDENTIALS: the key may have been deleted or disabled"
 	case hasReason(err, "customerEncryptionKey"), hasReason(err, "EncryptedWithCustomerEncryptionKey"):
-		c.text = "the customer-supplied encryption key does not fit the object" + told(message)
-		c.hint = "check GCS_ENCRYPTION_KEY"
+		c.Text = "the customer-supplied encryption key does not fit the object" + told(message)
+		c.Advice = "check GCS_ENCRYPTION_KEY"
 	case status == http.StatusForbidden && hasReason(err, "retention"):
-		c.text = "the bucket's retention does not allow it yet" + told(message)
+		c.Text = "the bucket's retention does not allow it yet" + told(message)
 	case status == http.StatusForbidden && !rateLimited(err):
-		c.text, c.is = "access denied"+told(message), fs.ErrPermission
-		c.hint = "grant storage.objects.get, .create, .delete and .list, for example with the role Storage Object User; " +
+		c.Text, c.Is = "access denied"+told(message), fs.ErrPermission
+		c.Advice = "grant storage.objects.get, .create, .delete and .list, for example with the role Storage Object User; " +
 			"without .list the service reports missing objects as refused ones"
 	case status != 0:
-		c.text = fmt.Sprintf("HTTP %d %s%s%s", status, http.StatusText(status), told(message), request(err))
+		c.Text = fmt.Sprintf("HTTP %d %s%s%s", status, http.StatusText(status), told(message), request(err))
 	case garbled(err):
-		c.text = "the answer cannot be read: " + innermost(err).Error()
-		c.hint = "something may answer in the service's place: check the proxies between here and there"
+		c.Text = "the answer cannot be read: " + innermost(err).Error()
+		c.Advice = "something may answer in the service's place: check the proxies between here and there"
 	case tlsProblem(err):
-		c.text, c.permanent = innermost(err).Error(), true
-		c.hint = "check the proxies between here and there, and the certificates of this machine"
+		c.Text, c.Permanent = innermost(err).Error(), true
+		c.Advice = "check the proxies between here and there, and the certificates of this machine"
 	default:
-		c.text = innermost(err).Error()
+		c.Text = innermost(err).Error()
 		if _, ok := errors.AsType[*net.DNSError](err); ok {
-			c.hint = "check the name servers of this machine"
+			c.Advice = "check the name servers of this machine"
 		} else if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
-			c.hint = "check the network, and HTTPS_PROXY"
+			c.Advice = "check the network, and HTTPS_PROXY"
 		}
 	}
 	return c
@@ -152,17 +86,6 @@ func told(message string) string {
 		return ""
 	}
 	return ": " + strings.TrimRight(message, ".\n")
-}
-
-// permanentStatus tells whether the same request would be answered the same way again.
-func permanentStatus(status int) bool {
-	switch status {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
-		return false
-	case http.StatusNotImplemented:
-		return true
-	}
-	return status >= 400 && status < 500
 }
 
 // contextText names the end of the caller's context. A connection that timed out claims to be a

@@ -16,6 +16,7 @@
 package gcs
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -106,28 +107,20 @@ func (o Options) withDefaults() (Options, error) {
 		}
 		o.Emulator = u.Scheme + "://" + u.Host
 	}
-	o.ChunkSize = orDefault(o.ChunkSize, defaultChunkSize)
+	o.ChunkSize = cmp.Or(o.ChunkSize, defaultChunkSize)
 	if o.ChunkSize < 1 || o.ChunkSize > maxChunkSize {
 		return o, fmt.Errorf("chunk size of %d bytes is not between 1 byte and 1 GiB", o.ChunkSize)
 	}
 	o.ChunkSize = wholeUnits(o.ChunkSize)
-	if o.Concurrency = orDefault(o.Concurrency, defaultConcurrency); o.Concurrency < 1 {
+	if o.Concurrency = cmp.Or(o.Concurrency, defaultConcurrency); o.Concurrency < 1 {
 		return o, errors.New("concurrency must be positive")
 	}
-	o.MaxRetries = max(0, orDefault(o.MaxRetries, defaultMaxRetries))
-	o.MinRetryDelay = orDefault(o.MinRetryDelay, defaultMinRetryDelay)
-	o.MaxRetryDelay = max(o.MinRetryDelay, orDefault(o.MaxRetryDelay, defaultMaxRetryDelay))
-	o.RequestTimeout = orDefault(o.RequestTimeout, defaultRequestTimeout)
-	o.StallTimeout = orDefault(o.StallTimeout, defaultStallTimeout)
+	o.MaxRetries = max(0, cmp.Or(o.MaxRetries, defaultMaxRetries))
+	o.MinRetryDelay = cmp.Or(o.MinRetryDelay, defaultMinRetryDelay)
+	o.MaxRetryDelay = max(o.MinRetryDelay, cmp.Or(o.MaxRetryDelay, defaultMaxRetryDelay))
+	o.RequestTimeout = cmp.Or(o.RequestTimeout, defaultRequestTimeout)
+	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStallTimeout)
 	return o, nil
-}
-
-func orDefault[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
 }
 
 // wholeUnits rounds up to what the service takes as the size of a chunk that is not the last.

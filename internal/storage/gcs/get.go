@@ -66,14 +66,14 @@ func (d *download) begin(ctx context.Context) error {
 }
 
 func (d *download) lost(why error) error {
-	return d.s.explain(why).during(fmt.Sprintf("broken off after %d of %d bytes", d.off, d.size))
+	return d.s.explain(why).During(fmt.Sprintf("broken off after %d of %d bytes", d.off, d.size))
 }
 
 // accept puts itself between the library and the body of an answer.
 func (d *download) accept(req *http.Request, resp *http.Response) error {
 	if rest, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes="); ok {
 		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, "bytes "+rest) {
-			return &cause{text: fmt.Sprintf("asked for bytes %s, the service answered with %q", rest, got)}
+			return &storage.Cause{Text: fmt.Sprintf("asked for bytes %s, the service answered with %q", rest, got)}
 		}
 	} else {
 		d.size = resp.ContentLength
@@ -129,7 +129,7 @@ func (b *body) Read(p []byte) (int, error) {
 	case err == io.EOF:
 		b.outcome = io.EOF
 	case err != nil && b.d.opened && isMissing(err):
-		b.outcome = b.s.fail("read", b.key, &cause{text: "the object was replaced or deleted while it was read", err: err})
+		b.outcome = b.s.fail("read", b.key, &storage.Cause{Text: "the object was replaced or deleted while it was read", Err: err})
 	case err != nil && b.d.broken == nil && b.d.off == b.d.size && b.d.want != "" && b.d.want != base64CRC(b.d.crc):
 		b.outcome = b.s.fail("read", b.key, fmt.Errorf("content is damaged: CRC32C is %s, stored with %s", base64CRC(b.d.crc), b.d.want))
 	case err != nil:

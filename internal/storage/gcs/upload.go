@@ -217,7 +217,7 @@ func (u *upload) judge(ctx context.Context, failure error) error {
 	}
 	status := statusCode(failure)
 	taken, gone := u.isNew && status == http.StatusPreconditionFailed, status == http.StatusNotFound || status == http.StatusGone
-	if !taken && !gone && (!u.whole || permanentStatus(status)) {
+	if !taken && !gone && (!u.whole || storage.PermanentStatus(status)) {
 		u.cancelSession(ctx)
 		return failure
 	}
@@ -226,15 +226,15 @@ func (u *upload) judge(ctx context.Context, failure error) error {
 	case err == nil && attrs.Metadata[tokenName] == u.token:
 		return u.verify(ctx, attrs)
 	case err == nil && taken:
-		return &cause{text: storage.ErrExists.Error(), is: storage.ErrExists, err: failure}
+		return &storage.Cause{Text: storage.ErrExists.Error(), Is: storage.ErrExists, Err: failure}
 	case taken && isMissing(err):
-		return &cause{text: "the name was taken by an object that is gone by now", err: failure}
+		return &storage.Cause{Text: "the name was taken by an object that is gone by now", Err: failure}
 	case taken:
-		return u.s.explain(err).during("the name is taken, but cannot tell by whom")
+		return u.s.explain(err).During("the name is taken, but cannot tell by whom")
 	case gone && errors.Is(err, gcs.ErrBucketNotExist):
 		return err
 	case gone:
-		return &cause{text: "the upload's session is gone", err: failure}
+		return &storage.Cause{Text: "the upload's session is gone", Err: failure}
 	}
 	u.cancelSession(ctx)
 	return failure
@@ -266,7 +266,7 @@ func (u *upload) verify(ctx context.Context, attrs *gcs.ObjectAttrs) error {
 		err = object.If(gcs.Conditions{GenerationMatch: attrs.Generation}).Delete(ctx)
 	}
 	if err != nil && !isMissing(err) {
-		return u.s.explain(err).during(damaged.Error() + "; and cannot remove it")
+		return u.s.explain(err).During(damaged.Error() + "; and cannot remove it")
 	}
 	return damaged
 }

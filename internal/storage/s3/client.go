@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -132,7 +133,7 @@ func LoadConfig(ctx context.Context, o Options) (aws.Config, error) {
 		if err != nil {
 			return cfg, fmt.Errorf("cannot load the AWS environment: %w", err)
 		}
-		o.WebIdentityTokenFile = orDefault(o.WebIdentityTokenFile, env.WebIdentityTokenFilePath)
+		o.WebIdentityTokenFile = cmp.Or(o.WebIdentityTokenFile, env.WebIdentityTokenFilePath)
 	}
 	stsConfig := cfg
 	if stsConfig.Region == "" {
@@ -480,5 +481,5 @@ func (s *Store) bucketRegion(ctx context.Context) (string, error) {
 	if err == nil {
 		err = errors.New("the service does not tell")
 	}
-	return "", &cause{text: "cannot find the region of the bucket: " + innermost(err).Error(), hint: "set AWS_REGION", err: err}
+	return "", &storage.Cause{Text: "cannot find the region of the bucket: " + innermost(err).Error(), Advice: "set AWS_REGION", Err: err}
 }

@@ -70,7 +70,7 @@ func (s *Store) failKeys(keys []string, err error) error {
 	if more := len(keys) - len(quoted); more > 0 {
 		names += fmt.Sprintf(" and %d more", more)
 	}
-	return s.fail(fmt.Sprintf("delete %d objects from", len(keys)), "", c.during(names))
+	return s.fail(fmt.Sprintf("delete %d objects from", len(keys)), "", c.During(names))
 }
 
 // deleteBatch returns the keys that failed for themselves, and the failure of the whole batch. A service that

@@ -139,7 +139,7 @@ func (b *body) end() error {
 // resume opens the rest of the object after the connection broke.
 func (b *body) resume() error {
 	lost := func(why error) error {
-		return b.s.explain(why).during(fmt.Sprintf("broken off after %d of %d bytes", b.off, b.size))
+		return b.s.explain(why).During(fmt.Sprintf("broken off after %d of %d bytes", b.off, b.size))
 	}
 	if b.ctx.Err() != nil {
 		return b.ctx.Err()

@@ -20,7 +20,7 @@ import (
 // path element, or the folder markers that some browsers of buckets create) are left out.
 func (s *Store) List(ctx context.Context, dir string) iter.Seq2[storage.Object, error] {
 	return func(yield func(storage.Object, error) bool) {
-		fail := func(err error) { yield(storage.Object{}, s.fail("list", orDefault(dir, "/"), err)) }
+		fail := func(err error) { yield(storage.Object{}, s.fail("list", cmp.Or(dir, "/"), err)) }
 		if err := storage.CheckDir(dir); err != nil {
 			fail(err)
 			return

@@ -14,6 +14,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -207,29 +208,21 @@ func (o Options) withDefaults() (Options, error) {
 	default:
 		return o, fmt.Errorf("unknown conditional %q: expected auto, on or off", o.Conditional)
 	}
-	o.PartSize = orDefault(o.PartSize, defaultPartSize)
+	o.PartSize = cmp.Or(o.PartSize, defaultPartSize)
 	if o.PartSize < minPartSize || o.PartSize > maxPartSize {
 		return o, fmt.Errorf("part size of %d bytes is not between 5 MiB and 5 GiB", o.PartSize)
 	}
-	o.Concurrency = orDefault(o.Concurrency, defaultConcurrency)
-	o.MaxRetries = max(0, orDefault(o.MaxRetries, defaultMaxRetries))
-	o.ReadRetries = max(0, orDefault(o.ReadRetries, defaultReadRetries))
-	o.MinRetryDelay = orDefault(o.MinRetryDelay, defaultMinRetryDelay)
-	o.MaxRetryDelay = max(o.MinRetryDelay, orDefault(o.MaxRetryDelay, defaultMaxRetryDelay))
-	o.StallTimeout = orDefault(o.StallTimeout, defaultStallTimeout)
-	o.DeleteBatchSize = orDefault(o.DeleteBatchSize, maxDeleteBatch)
+	o.Concurrency = cmp.Or(o.Concurrency, defaultConcurrency)
+	o.MaxRetries = max(0, cmp.Or(o.MaxRetries, defaultMaxRetries))
+	o.ReadRetries = max(0, cmp.Or(o.ReadRetries, defaultReadRetries))
+	o.MinRetryDelay = cmp.Or(o.MinRetryDelay, defaultMinRetryDelay)
+	o.MaxRetryDelay = max(o.MinRetryDelay, cmp.Or(o.MaxRetryDelay, defaultMaxRetryDelay))
+	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStallTimeout)
+	o.DeleteBatchSize = cmp.Or(o.DeleteBatchSize, maxDeleteBatch)
 	if o.Concurrency < 1 || o.DeleteBatchSize < 1 || o.DeleteBatchSize > maxDeleteBatch {
 		return o, errors.New("concurrency must be positive and the delete batch size between 1 and 1000")
 	}
 	return o, nil
-}
-
-func orDefault[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
 }
 
 // conditions is what is known about the service's If-None-Match.

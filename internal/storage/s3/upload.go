@@ -111,7 +111,7 @@ func (u *upload) askFirst(ctx context.Context) error {
 }
 
 func exists(err error) error {
-	return &cause{text: storage.ErrExists.Error(), is: storage.ErrExists, err: err}
+	return &storage.Cause{Text: storage.ErrExists.Error(), Is: storage.ErrExists, Err: err}
 }
 
 // store runs send, which makes the object visible, and finds out what came of it.
@@ -165,7 +165,7 @@ func (u *upload) storeUnconditionally(ctx context.Context, send func(ifNoneMatch
 	}
 	switch ours, err := u.stands(ctx); {
 	case err != nil:
-		return u.s.explain(err).during("cannot tell whether another writer was faster")
+		return u.s.explain(err).During("cannot tell whether another writer was faster")
 	case !ours:
 		return exists(nil)
 	}
@@ -178,7 +178,7 @@ func (u *upload) judge(ctx context.Context, conflict error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return conflict
 	case err != nil:
-		return u.s.explain(err).during("the key is taken, but cannot tell by whom")
+		return u.s.explain(err).During("the key is taken, but cannot tell by whom")
 	case !ours:
 		return exists(conflict)
 	}
@@ -274,7 +274,7 @@ func (u *upload) multipart(ctx context.Context, src *source, first *part) error 
 		}
 	}
 	if left := u.abort(ctx, id); left != nil {
-		return u.s.explain(err).and(left)
+		return u.s.explain(err).And(left)
 	}
 	return err
 }
@@ -320,8 +320,8 @@ func (u *upload) sendParts(ctx context.Context, id *string, src *source, next *p
 				return ctx.Err()
 			}
 			if number > maxParts {
-				return &cause{text: fmt.Sprintf("object is larger than %d parts", maxParts), permanent: true,
-					hint: "raise S3_MAX_PART_SIZE"}
+				return &storage.Cause{Text: fmt.Sprintf("object is larger than %d parts", maxParts), Permanent: true,
+					Advice: "raise S3_MAX_PART_SIZE"}
 			}
 			if next == nil {
 				var err error
@@ -339,7 +339,7 @@ func (u *upload) sendParts(ctx context.Context, id *string, src *source, next *p
 				defer p.release()
 				completed, err := u.sendPart(ctx, id, int32(number), p)
 				if err != nil {
-					return u.s.explain(err).during(fmt.Sprintf("part %d", number))
+					return u.s.explain(err).During(fmt.Sprintf("part %d", number))
 				}
 				mu.Lock()
 				done[number-1] = completed
@@ -411,7 +411,7 @@ func (u *upload) complete(ctx context.Context, id *string, parts []types.Complet
 
 // abort frees the parts, also when ctx has ended: they are invisible and billed. What cannot be aborted now is
 // tried again after the next upload or deletion that succeeds.
-func (u *upload) abort(ctx context.Context, id *string) *cause {
+func (u *upload) abort(ctx context.Context, id *string) *storage.Cause {
 	left := leftUpload{u.path, id}
 	err := u.s.abortUpload(ctx, u.client, left)
 	if err == nil {
@@ -420,9 +420,9 @@ func (u *upload) abort(ctx context.Context, id *string) *cause {
 	u.s.leftMu.Lock()
 	u.s.left = append(u.s.left, left)
 	u.s.leftMu.Unlock()
-	return &cause{
-		text: fmt.Sprintf("cannot abort multipart upload %s: %v", *id, u.s.explain(err)), err: err,
-		hint: "abort the upload, or add a lifecycle rule for incomplete uploads: its parts are invisible and billed",
+	return &storage.Cause{
+		Text: fmt.Sprintf("cannot abort multipart upload %s: %v", *id, u.s.explain(err)), Err: err,
+		Advice: "abort the upload, or add a lifecycle rule for incomplete uploads: its parts are invisible and billed",
 	}
 }
 
@@ -643,7 +643,7 @@ func (s *Store) fill(ctx context.Context, src *source, limit int64) (*part, erro
 
 // sourceFailed keeps failures of the source apart from those of this store, which may be of the same kind.
 func sourceFailed(err error) error {
-	return &cause{text: "cannot read the data to store: " + err.Error(), err: err}
+	return &storage.Cause{Text: "cannot read the data to store: " + err.Error(), Err: err}
 }
 
 func (p *part) release() {
