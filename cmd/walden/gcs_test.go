@@ -3,11 +3,8 @@ package main
 import (
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"gitlab.com/walden-pg/walden/internal/testenv"
 )
@@ -39,7 +36,24 @@ func refuseJSON(w http.ResponseWriter, r *http.Request, status int, reason strin
 	_, _ = io.WriteString(w, `{"error": {"message": "`+reason+`", "errors": [{"reason": "`+reason+`"}]}}`)
 }
 
-// gcsFaults is the list of answers of Google Cloud Storage beside those of storageFaults.
+// gcsService is a bucket of a server for Google Cloud Storage.
+func gcsService(t *testing.T) service {
+	t.Helper()
+	server := testenv.StartGCS(t, "")
+	bucket := server.NewBucket(t)
+	near := newMeddler(t, "http://"+server.Address) // for what it does to the addresses that uploads are to go on at
+	return service{
+		name: "GCS", endpoint: near.url, faults: append(connectionFaults("check the network, and HTTPS_PROXY", "check the name servers of this machine"), gcsFaults()...),
+		settings: func(endpoint, prefix string) []string {
+			return []string{
+				"WALG_GS_PREFIX=gs://" + bucket + "/" + prefix, "STORAGE_EMULATOR_HOST=" + strings.TrimPrefix(endpoint, "http://"),
+				"GCS_MAX_CHUNK_SIZE=5242880",
+			}
+		},
+	}
+}
+
+// gcsFaults are the answers of Google Cloud Storage.
 func gcsFaults() []storageFault {
 	refuse := func(status int, reason string, when func(n int) bool) func(*cell) meddling {
 		return func(*cell) meddling {
@@ -51,7 +65,7 @@ func gcsFaults() []storageFault {
 			}
 		}
 	}
-	always, everyThird := func(int) bool { return true }, func(n int) bool { return n%3 == 0 }
+	always := func(int) bool { return true }
 	cut := func(which func(int) bool) func(*cell) meddling {
 		return func(*cell) meddling {
 			return func(n int, w http.ResponseWriter, _ *http.Request) bool {
@@ -66,14 +80,13 @@ func gcsFaults() []storageFault {
 		}
 	}
 	return []storageFault{
-		{name: "503, every third", passes: true, requests: refuse(503, "backendError", everyThird)},
+		{name: "503, every third", passes: true, settings: patient, requests: refuse(503, "backendError", everyThird)},
 		{name: "503, for ever", requests: refuse(503, "backendError", always), says: []string{"HTTP 503"}},
-		{name: "429, every third", passes: true, requests: refuse(429, "rateLimitExceeded", everyThird)},
+		{name: "429, every third", passes: true, settings: patient, requests: refuse(429, "rateLimitExceeded", everyThird)},
 		{name: "401", requests: refuse(401, "authError", always), says: []string{"does not accept the credentials", "hint: check GOOGLE_APPLICATION_CREDENTIALS"}},
 		{name: "403", requests: refuse(403, "forbidden", always), says: []string{"access denied", "hint: grant storage.objects.get"}},
-		{name: "connections break, every third", passes: true, requests: cut(everyThird)},
+		{name: "connections break, every third", passes: true, settings: patient, requests: cut(everyThird)},
 		{name: "connections break, for ever", requests: cut(always), says: []string{"gs://"}},
-		{name: "half closed", passes: true, requests: func(*cell) meddling { return halfClose(everyThird) }},
 		{name: "a page of HTML", requests: func(*cell) meddling {
 			return func(_ int, w http.ResponseWriter, r *http.Request) bool {
 				_, _ = io.Copy(io.Discard, r.Body)
@@ -82,61 +95,4 @@ func gcsFaults() []storageFault {
 			}
 		}, without: "wal-fetch", says: []string{"gs://"}},
 	}
-}
-
-func TestAnswersOfGoogleCloudStorageEndCommandsInTimeAndHarmNothing(t *testing.T) {
-	t.Parallel()
-	s := newGCSSite(t)
-	s.raced = s.plain
-	p := s.smallSegments("archive_mode=off", "wal_keep_size=16")
-	name := p.SwitchWAL(t)
-	segment := filepath.Join(p.DataDir, "pg_wal", name)
-	s.must(nil, "wal-push", segment)
-	next := newCrowd(t)
-	for _, fault := range gcsFaults() {
-		for _, command := range []string{"backup-list", "wal-push", "wal-fetch"} {
-			if strings.Contains(fault.without, command) {
-				continue
-			}
-			next.run(fault.name+"/"+command, func(t *testing.T) {
-				m := newMeddler(t, "http://"+s.gcs.Address)
-				c := bareSite(t)
-				c.raced = c.plain
-				m.set(fault.requests(nil))
-				prefix := s3Prefix
-				if command == "wal-push" {
-					prefix = unsafeInPrefix.ReplaceAllString(fault.name, "-")
-				}
-				settings := []string{"WALG_GS_PREFIX=gs://" + s.bucket + "/" + prefix, "STORAGE_EMULATOR_HOST=" + m.url}
-				if !fault.passes {
-					settings = append(settings, "GCS_MAX_RETRIES=2", "WALDEN_STALL_TIMEOUT=3s", "WALDEN_WAL_TIMEOUT=12s")
-				}
-				c.configure(settings...)
-				dest := filepath.Join(dataDir(t, "recovery.signal"), "pg_wal", "RECOVERYXLOG")
-				args := map[string][]string{"backup-list": {command}, "wal-push": {command, segment}, "wal-fetch": {command, name, dest}}[command]
-				began := time.Now()
-				r := c.walden(nil, args...)
-				t.Logf("exit code %d after %s", r.code, time.Since(began).Round(time.Millisecond))
-				switch {
-				case fault.passes:
-					r.expect(t, 0)
-				case command == "wal-fetch":
-					r.expect(t, 200, fault.says...)
-				default:
-					r.expect(t, 1, fault.says...)
-				}
-				if _, err := os.Stat(dest); err == nil && r.code != 0 {
-					t.Error("there is something at the destination")
-				}
-				m.set(nil)
-				again := c.walden(nil, args...)
-				again.expect(t, 0)
-				if command == "wal-fetch" {
-					sameFile(t, dest, segment)
-				}
-				testenv.Figure(t, "network faults", "GCS, "+command, 1)
-			})
-		}
-	}
-	next.work.Wait()
 }

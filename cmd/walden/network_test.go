@@ -27,7 +27,7 @@ import (
 // impatient are settings with which a command that cannot succeed ends within some tens of seconds.
 var impatient = []string{
 	"WALDEN_STALL_TIMEOUT=3s", "WALDEN_WAL_TIMEOUT=12s", "S3_MAX_RETRIES=2", "S3_RANGE_MAX_RETRIES=2",
-	"S3_MIN_THROTTLING_RETRY_DELAY=100", "S3_MAX_THROTTLING_RETRY_DELAY=500",
+	"S3_MIN_THROTTLING_RETRY_DELAY=100", "S3_MAX_THROTTLING_RETRY_DELAY=500", "GCS_MAX_RETRIES=2",
 }
 
 // patient are settings with which a fault that passes is sat out, however slow the machine.
@@ -35,12 +35,47 @@ var patient = []string{"WALDEN_WAL_TIMEOUT=2m", "S3_MIN_THROTTLING_RETRY_DELAY=1
 
 // network is a storage with an archive in it, and what tests break it with.
 type network struct {
-	server  *testenv.S3Server
-	bucket  string
+	service
 	toxic   *testenv.Toxiproxy
 	backup  string // its name
 	segment string // path of a WAL segment of the cluster that is archived under main, where its name is archived too
 	servers chan *testenv.Postgres
+}
+
+// service is a storage server with a bucket.
+type service struct {
+	name     string
+	endpoint string                                 // URL
+	settings func(endpoint, prefix string) []string // that reach the prefix of the bucket through an endpoint
+	keys     []string                               // settings with the credentials
+	uploads  func(t *testing.T, prefix string) int  // counts what unfinished uploads left below a prefix; nil if that cannot be asked for
+	renewal  func(c *cell) meddling                 // calls the credentials expired that are in a file at first
+	faults   []storageFault
+}
+
+// s3Service is a bucket of a real S3 server.
+func s3Service(t *testing.T) service {
+	t.Helper()
+	server := testenv.StartS3(t)
+	bucket := server.NewBucket(t)
+	return service{
+		name: "S3", endpoint: server.Endpoint, faults: append(connectionFaults("check the network and AWS_ENDPOINT", "check the host name in AWS_ENDPOINT"), s3Faults()...),
+		settings: func(endpoint, prefix string) []string {
+			return []string{
+				"WALG_S3_PREFIX=s3://" + bucket + "/" + prefix, "AWS_ENDPOINT=" + endpoint, "AWS_REGION=us-east-1",
+				"AWS_S3_FORCE_PATH_STYLE=true", "S3_MAX_PART_SIZE=5242880",
+			}
+		},
+		keys: []string{"AWS_ACCESS_KEY_ID=" + server.AccessKey, "AWS_SECRET_ACCESS_KEY=" + server.SecretKey},
+		uploads: func(t *testing.T, prefix string) int {
+			out, err := server.Client().ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &bucket, Prefix: &prefix})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(out.Uploads)
+		},
+		renewal: renewal(server),
+	}
 }
 
 // storageCommands are the commands that speak to the storage.
@@ -74,26 +109,14 @@ type cell struct {
 	fault   storageFault
 }
 
-// storageFaults is every fault of S3. Another storage adds its own list of answers; connections break alike.
-func storageFaults() []storageFault {
-	refuse := func(status int, code string, when func(n int) bool) func(*cell) meddling {
-		return func(*cell) meddling {
-			return func(n int, w http.ResponseWriter, r *http.Request) bool {
-				if !when(n) {
-					return false
-				}
-				refuseRequest(w, r, status, code)
-				return true
-			}
-		}
-	}
-	always := func(int) bool { return true }
-	everyThird := func(n int) bool { return n%3 == 0 }
+// connectionFaults are the faults of connections, which break alike for every storage. The hints are what it advises when nobody
+// listens, and when the host's name is unknown.
+func connectionFaults(refused, unknown string) []storageFault {
 	return []storageFault{
 		{name: "black hole", connections: func(_ *testing.T, p *testenv.ToxicProxy) { p.BlackHole() },
 			says: []string{"no progress for 3s", "hint: the connection was there and then nothing came"}},
 		{name: "refused", connections: func(_ *testing.T, p *testenv.ToxicProxy) { p.Down() },
-			says: []string{"connection refused", "hint: check the network and AWS_ENDPOINT"}},
+			says: []string{"connection refused", "hint: " + refused}},
 		{name: "a byte a second", connections: func(_ *testing.T, p *testenv.ToxicProxy) {
 			for _, stream := range []string{"upstream", "downstream"} {
 				p.Add(testenv.Toxic{Type: "slicer", Stream: stream, Attributes: map[string]int{"average_size": 1, "delay": 1_000_000}})
@@ -107,13 +130,33 @@ func storageFaults() []storageFault {
 		}, passes: true, failing: "backup-push", says: []string{"cannot put"}},
 		{name: "reset", connections: func(_ *testing.T, p *testenv.ToxicProxy) {
 			p.Add(testenv.Toxic{Type: "reset_peer", Attributes: map[string]int{"timeout": 20}})
-		}, says: []string{"s3://"}},
+		}, says: []string{"://"}},
 		{name: "slow connections, one in twenty", connections: func(_ *testing.T, p *testenv.ToxicProxy) {
 			p.Add(testenv.Toxic{Type: "latency", Toxicity: 0.05, Attributes: map[string]int{"latency": 30_000}})
 		}, passes: true, settings: append([]string{"WALDEN_STALL_TIMEOUT=10s"}, patient...)},
 		{name: "half closed", passes: true, settings: patient, requests: func(*cell) meddling { return halfClose(everyThird) }},
 		{name: "no such host", endpoint: "http://storage.invalid:9000",
-			says: []string{"storage.invalid", "hint: check the host name in AWS_ENDPOINT"}},
+			says: []string{"storage.invalid", "hint: " + unknown}},
+	}
+}
+
+func everyThird(n int) bool { return n%3 == 0 }
+
+// s3Faults are the answers of S3.
+func s3Faults() []storageFault {
+	refuse := func(status int, code string, when func(n int) bool) func(*cell) meddling {
+		return func(*cell) meddling {
+			return func(n int, w http.ResponseWriter, r *http.Request) bool {
+				if !when(n) {
+					return false
+				}
+				refuseRequest(w, r, status, code)
+				return true
+			}
+		}
+	}
+	always := func(int) bool { return true }
+	return []storageFault{
 		{name: "slow down, for a while", passes: true, settings: patient, requests: func(*cell) meddling {
 			var once sync.Once
 			var until time.Time
@@ -132,7 +175,8 @@ func storageFaults() []storageFault {
 		{name: "500, for ever", requests: refuse(500, "InternalError", always), says: []string{"HTTP 500"}},
 		{name: "session expires", requests: refuse(400, "ExpiredToken", func(n int) bool { return n > 2 }), without: "backup-list wal-fetch",
 			says: []string{"session token has expired", "hint: obtain new credentials"}},
-		{name: "session expires and is renewed", fromFile: true, passes: true, settings: patient, requests: renewal},
+		{name: "session expires and is renewed", fromFile: true, passes: true, settings: patient,
+			requests: func(c *cell) meddling { return c.net.renewal(c) }},
 		{name: "clock skew", requests: refuse(403, "RequestTimeTooSkewed", always),
 			says: []string{"the clock of this machine differs too much", "hint: synchronise the clock"}},
 		{name: "301", requests: redirect(301, "PermanentRedirect"),
@@ -267,12 +311,16 @@ func altered(which func(*http.Request) bool, change func([]byte) []byte) meddlin
 	}
 }
 
-// renewal calls the credentials expired that are in the file at first. From then on the storage's own are in it.
-func renewal(c *cell) meddling {
+// renewal calls the credentials expired that are in the file at first. From then on the server's own are in it.
+func renewal(server *testenv.S3Server) func(*cell) meddling {
+	return func(c *cell) meddling { return renewedOnce(c, server.AccessKey, server.SecretKey) }
+}
+
+func renewedOnce(c *cell, accessKey, secretKey string) meddling {
 	const first = "FIRSTKEY"
 	file := filepath.Join(c.s.dir, "credentials")
 	write := func(key, token string) {
-		text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n%s", key, c.net.server.SecretKey, token)
+		text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n%s", key, secretKey, token)
 		if err := os.WriteFile(file+".new", []byte(text), 0o644); err != nil {
 			c.t.Error(err)
 		}
@@ -286,13 +334,14 @@ func renewal(c *cell) meddling {
 		if !strings.Contains(r.Header.Get("Authorization"), first) {
 			return false
 		}
-		once.Do(func() { write(c.net.server.AccessKey, "") })
+		once.Do(func() { write(accessKey, "") })
 		refuseRequest(w, r, 400, "ExpiredToken")
 		return true
 	}
 }
 
-// meddler is a reverse proxy in front of the storage. It keeps the Host header, which is signed.
+// meddler is a reverse proxy in front of the storage. It keeps the Host header, which is signed, and sends clients to itself where the
+// storage sends them to an address of its own.
 type meddler struct {
 	url     string
 	storage http.Handler
@@ -314,6 +363,13 @@ func newMeddler(t *testing.T, endpoint string) *meddler {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host
+		},
+		ModifyResponse: func(r *http.Response) error {
+			if to, err := r.Location(); err == nil && to.Host == target.Host {
+				to.Host = r.Request.Host
+				r.Header.Set("Location", to.String())
+			}
+			return nil
 		},
 		Transport: transport,
 		ErrorLog:  log.New(io.Discard, "", 0),
@@ -361,22 +417,18 @@ func (w *network) site(t *testing.T, endpoint, prefix string, more ...string) *s
 
 func (w *network) configure(s *site, endpoint, prefix string, more ...string) {
 	s.t.Helper()
-	settings := append([]string{
-		"WALG_S3_PREFIX=s3://" + w.bucket + "/" + prefix, "AWS_ENDPOINT=" + endpoint, "AWS_REGION=us-east-1",
-		"AWS_S3_FORCE_PATH_STYLE=true", "S3_MAX_PART_SIZE=5242880",
-	}, more...)
+	settings := append(w.settings(endpoint, prefix), more...)
 	if !strings.Contains(strings.Join(more, " "), "AWS_SHARED_CREDENTIALS_FILE") {
-		settings = append(settings, "AWS_ACCESS_KEY_ID="+w.server.AccessKey, "AWS_SECRET_ACCESS_KEY="+w.server.SecretKey)
+		settings = append(settings, w.keys...)
 	}
 	s.configure(settings...)
 }
 
 // newNetwork fills an archive: one backup with its WAL under the prefix main.
-func newNetwork(t *testing.T, servers int) *network {
+func newNetwork(t *testing.T, on service, servers int) *network {
 	t.Helper()
-	w := &network{server: testenv.StartS3(t), toxic: testenv.StartToxiproxy(t), servers: make(chan *testenv.Postgres, servers)}
-	w.bucket = w.server.NewBucket(t)
-	s := w.site(t, w.server.Endpoint, "main")
+	w := &network{service: on, toxic: testenv.StartToxiproxy(t), servers: make(chan *testenv.Postgres, servers)}
+	s := w.site(t, w.endpoint, "main")
 	s.raced = s.plain
 	keep := testenv.Scratch(t)
 	settings := s.archiving()
@@ -405,32 +457,24 @@ func newNetwork(t *testing.T, servers int) *network {
 	return w
 }
 
-// uploads counts the multipart uploads that are left below a prefix.
-func (w *network) uploads(t *testing.T, prefix string) int {
-	t.Helper()
-	out, err := w.server.Client().ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &w.bucket, Prefix: &prefix})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(out.Uploads)
-}
-
 func TestNetworkFaultsOfTheStorageEndCommandsInTimeAndHarmNothing(t *testing.T) {
 	t.Parallel()
-	w := newNetwork(t, testenv.Pick(2, 3))
-	waiting := newCrowd(t)
-	for i, fault := range storageFaults() {
-		for j, command := range storageCommands {
-			if strings.Contains(fault.without, command) || !testenv.Full() && (i+j)%3 != 0 {
-				continue
+	for _, on := range []func(*testing.T) service{s3Service, gcsService} {
+		w := newNetwork(t, on(t), testenv.Pick(2, 3))
+		waiting := newCrowd(t)
+		for i, fault := range w.faults {
+			for j, command := range storageCommands {
+				if strings.Contains(fault.without, command) || !testenv.Full() && (i+j)%3 != 0 {
+					continue
+				}
+				waiting.run(w.name+"/"+fault.name+"/"+command, func(t *testing.T) {
+					w.try(t, fault, command)
+					testenv.Figure(t, "network faults", w.name+", "+command, 1)
+				})
 			}
-			waiting.run(fault.name+"/"+command, func(t *testing.T) {
-				w.try(t, fault, command)
-				testenv.Figure(t, "network faults", "S3, "+command, 1)
-			})
 		}
+		waiting.work.Wait()
 	}
-	waiting.work.Wait()
 }
 
 // crowd runs subtests that mostly wait, more of them at once than there are processors, which bound parallel tests.
@@ -473,11 +517,11 @@ func (w *network) try(t *testing.T, fault storageFault, command string) {
 	var toxic *testenv.ToxicProxy
 	switch {
 	case fault.connections != nil:
-		toxic = w.toxic.Proxy(t, strings.TrimPrefix(w.server.Endpoint, "http://"))
+		toxic = w.toxic.Proxy(t, strings.TrimPrefix(w.endpoint, "http://"))
 		endpoint = "http://" + toxic.Address
 		mend = toxic.Mend
 	case fault.requests != nil:
-		c.meddler = newMeddler(t, w.server.Endpoint)
+		c.meddler = newMeddler(t, w.endpoint)
 		endpoint = c.meddler.url
 		mend = func() { c.meddler.set(nil) }
 	}
@@ -524,7 +568,7 @@ func (w *network) try(t *testing.T, fault storageFault, command string) {
 		return
 	}
 	if fault.endpoint != "" {
-		endpoint = w.server.Endpoint
+		endpoint = w.endpoint
 	}
 	w.configure(c.s, endpoint, prefix, patient...)
 	c.s.raced = c.s.plain
@@ -539,7 +583,7 @@ func (c *cell) prepare(p *testenv.Postgres) (args []string, judge func(passed bo
 	t, w := c.t, c.net
 	name := filepath.Base(w.segment)
 	direct := func(prefix string) *site {
-		s := w.site(t, w.server.Endpoint, prefix)
+		s := w.site(t, w.endpoint, prefix)
 		s.raced = s.plain
 		return s
 	}
@@ -582,8 +626,10 @@ func (c *cell) prepare(p *testenv.Postgres) (args []string, judge func(passed bo
 		if passed {
 			listed = 1
 			s.must(nil, "backup-fetch", filepath.Join(testenv.Scratch(t), "restored"), "LATEST")
-			if left := w.uploads(t, prefix); left > 0 && c.fault.requests == nil && c.fault.passes {
-				t.Errorf("%d multipart uploads are left", left)
+			if c.fault.requests == nil && c.fault.passes && w.uploads != nil {
+				if left := w.uploads(t, prefix); left > 0 {
+					t.Errorf("%d multipart uploads are left", left)
+				}
 			}
 		}
 		s.leavesNothing(t, p, listed)
