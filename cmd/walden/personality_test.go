@@ -35,8 +35,7 @@ func (s *site) linkedAs(name string, environ ...string) link {
 			s.t.Fatal(err)
 		}
 	}
-	script := fmt.Sprintf("#!/bin/sh\n%s=1 exec %s \"$@\"\n", runAsWalden, filepath.Join(dir, "raced", name))
-	if err := os.WriteFile(l.raced, []byte(script), 0o755); err != nil {
+	if err := os.WriteFile(l.raced, []byte(racedScript(filepath.Join(dir, "raced", name))), 0o755); err != nil {
 		s.t.Fatal(err)
 	}
 	return l

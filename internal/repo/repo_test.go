@@ -27,6 +27,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/storagetest"
+	"gitlab.com/walden-pg/walden/internal/testenv"
 )
 
 // saltedCipher makes each sealing of the same bytes different, as every real cipher does. It authenticates nothing.
@@ -195,7 +196,7 @@ func TestAFailedWriteLeavesNoObjectWhereverItHappens(t *testing.T) {
 		s := storagetest.NewFault(storagetest.NewMemory())
 		r := open(t, s, name)
 		put(t, s, "x"+mustCodec(t, name).Extension(), []byte("old"))
-		for n := range plain {
+		for n := 0; n < len(plain); n += testenv.Pick(7, 1) {
 			s.Forget()
 			_, err := r.Put(t.Context(), "x", func(w io.Writer) error {
 				if _, err := w.Write(plain[:n]); err != nil {
@@ -248,7 +249,7 @@ func TestAPanicInWriteLeavesNoObjectAndNoGoroutine(t *testing.T) {
 
 func TestStoreFailuresAreRetriedFromTheBeginning(t *testing.T) {
 	noLeaks(t)
-	plain := text(5 << 20)
+	plain := text(2 << 20)
 	for _, kind := range []storagetest.Kind{storagetest.Before, storagetest.Half, storagetest.AnswerLost} {
 		for failures := range 4 {
 			for _, op := range []storagetest.Op{storagetest.OpPut, storagetest.OpPutNew} {
@@ -480,7 +481,7 @@ func TestDamagedObjectsAreToldFromBrokenReads(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"lz4", "zstd", "brotli"} {
 		memory := storagetest.NewMemory()
-		sealed, err := open(t, memory, name).Put(t.Context(), "x", writeBytes(text(2<<20)))
+		sealed, err := open(t, memory, name).Put(t.Context(), "x", writeBytes(text(512<<10)))
 		if err != nil {
 			t.Fatal(err)
 		}

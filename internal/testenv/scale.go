@@ -3,6 +3,7 @@ package testenv
 import (
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -29,6 +30,22 @@ func Rand(t testing.TB) *rand.Rand {
 	}
 	t.Logf("WALDEN_TEST_SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// Some returns a sample of n elements of a list, chosen by chance and in their order, or the list itself where everything is to
+// be tried.
+func Some[E any](t testing.TB, n int, list []E) []E {
+	t.Helper()
+	if Full() || n >= len(list) {
+		return list
+	}
+	chosen := Rand(t).Perm(len(list))[:n]
+	slices.Sort(chosen)
+	some := make([]E, n)
+	for i, at := range chosen {
+		some[i] = list[at]
+	}
+	return some
 }
 
 // Figure adds n to a line of the table that scripts/testreport prints when all tests have run, for example
