@@ -615,7 +615,7 @@ func TestANamedTemporaryFileGoes(t *testing.T) {
 		}
 		tmp := &temporary{f, true}
 		if complete {
-			if err := tmp.publish(filepath.Join(dir, "X")); err != nil {
+			if err := tmp.publish(filepath.Join(dir, "X"), server{}); err != nil {
 				t.Error(err)
 			}
 		}

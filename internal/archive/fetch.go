@@ -109,11 +109,12 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 	}
 	ctx, cancel := withDeadline(ctx, limit, "fetching "+o.Name)
 	defer cancel()
+	asking := serverNear(o.Dest)
 	d.Log.Info("fetching", "action", "wal-fetch", "seg", o.Name, "state", "begin", "from", d.Catalog)
 	var size int64
 	var isAbsent error // an answer, not a failure
 	err := repeatedly(ctx, d.Log.With("action", "wal-fetch", "seg", o.Name), mayPass, func() (err error) {
-		size, err = fetchOnce(ctx, d, o, state)
+		size, err = fetchOnce(ctx, d, o, state, asking)
 		if errors.Is(err, ErrAbsent) {
 			isAbsent, err = err, nil
 		}
@@ -262,7 +263,7 @@ func mayPass(err error, attempt int) bool {
 	return true
 }
 
-func fetchOnce(ctx context.Context, d Deps, o FetchOptions, state State) (int64, error) {
+func fetchOnce(ctx context.Context, d Deps, o FetchOptions, state State, asking server) (int64, error) {
 	r, err := d.Catalog.WAL().Open(ctx, o.Name)
 	if errors.Is(err, fs.ErrNotExist) { // from here only: an object that vanishes while it is read was there
 		return 0, absent(ctx, d, o, state)
@@ -280,7 +281,7 @@ func fetchOnce(ctx context.Context, d Deps, o FetchOptions, state State) (int64,
 	if err != nil {
 		return 0, err
 	}
-	if err := t.publish(o.Dest); err != nil {
+	if err := t.publish(o.Dest, asking); err != nil {
 		return 0, fmt.Errorf("%w: %w", errLocal, err)
 	}
 	return size, nil
@@ -445,21 +446,22 @@ func createTemporary(dir string) (*temporary, error) {
 
 // publish syncs the file and gives it its final name, which must be free; a file that is there already with the same
 // content is as good.
-func (t *temporary) publish(dest string) error {
-	if err := t.Sync(); err != nil {
+func (t *temporary) publish(dest string, asking server) error {
+	if err := errors.Join(t.Sync(), asking.check()); err != nil {
 		return err
 	}
-	source := fmt.Sprintf("/proc/self/fd/%d", t.Fd())
-	if t.named {
-		source = t.Name()
+	err := t.link(dest)
+	if errors.Is(err, fs.ErrExist) {
+		err = t.compare(dest)
 	}
-	err := unix.Linkat(unix.AT_FDCWD, source, unix.AT_FDCWD, dest, unix.AT_SYMLINK_FOLLOW)
-	if errors.Is(err, unix.EEXIST) {
-		if err := t.compare(dest); err != nil {
+	if errors.Is(err, errOtherContent) && asking.mayReplace(dest) {
+		if err := errors.Join(asking.check(), os.Remove(dest)); err != nil {
 			return err
 		}
-	} else if err != nil {
-		return &os.LinkError{Op: "link", Old: source, New: dest, Err: err}
+		err = t.link(dest)
+	}
+	if err != nil {
+		return err
 	}
 	dir, err := os.Open(filepath.Dir(dest))
 	if err != nil {
@@ -467,6 +469,21 @@ func (t *temporary) publish(dest string) error {
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
+
+// link gives the file a name, which must be free.
+func (t *temporary) link(name string) error {
+	source := fmt.Sprintf("/proc/self/fd/%d", t.Fd())
+	if t.named {
+		source = t.Name()
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, source, unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &os.LinkError{Op: "link", Old: source, New: name, Err: err}
+	}
+	return nil
+}
+
+// errOtherContent says that there is a file of the destination's name, and not the one that was asked for.
+var errOtherContent = errors.New("exists already with other content")
 
 func (t *temporary) compare(dest string) error {
 	f, err := openNow(dest)
@@ -486,7 +503,7 @@ func (t *temporary) compare(dest string) error {
 		return err
 	}
 	if !equal {
-		return hint.With(fmt.Errorf("%s exists already with other content", dest), "walden never overwrites; remove the file if it is not needed")
+		return hint.With(fmt.Errorf("%s %w", dest, errOtherContent), "walden never overwrites; remove the file if it is not needed")
 	}
 	return f.Sync() // whoever wrote it may not have come to that
 }
