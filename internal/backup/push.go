@@ -211,7 +211,8 @@ func whileServerAnswers(ctx context.Context, mode *postgres.BackupMode) (context
 
 // abandon removes what a failed backup has stored, also when ctx has ended, and names what remains.
 func abandon(ctx context.Context, draft *catalog.Draft) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), abandonTimeout,
+		fmt.Errorf("the storage did not answer within %s", abandonTimeout))
 	defer cancel()
 	return draft.Abandon(ctx)
 }

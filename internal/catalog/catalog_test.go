@@ -108,6 +108,24 @@ func text(s string) func(io.Writer) error {
 	return func(w io.Writer) error { _, err := io.WriteString(w, s); return err }
 }
 
+// What keeps a backup from being cleared away is told in the words of whoever set the limit.
+func TestADraftThatCannotBeRemovedInTimeSaysSo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		fault := storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Kind: storagetest.Hang, Match: func(c storagetest.Call) bool { return c.Op == storagetest.OpList }})
+		d, err := open(t, fault).Begin(t.Context(), start())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tooLong := errors.New("no answer within a minute")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, tooLong)
+		defer cancel()
+		if err := d.Abandon(ctx); !errors.Is(err, tooLong) || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 // take writes a whole backup of two parts, and calls Abandon after a failure, as backup-push does.
 func take(ctx context.Context, c *Catalog, st Start) (b Backup, err error) {
 	d, err := c.Begin(ctx, st)

@@ -284,12 +284,18 @@ func (d *Draft) documents(stop Stop, contents *Contents) (sentinel, manifestHead
 // Abandon removes what the draft has stored. The error names what could not be removed. A sentinel that may exist goes
 // first; while it cannot be removed nothing else is, so that no backup is listed whose parts are gone.
 func (d *Draft) Abandon(ctx context.Context) error {
+	why := func(err error) error {
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return context.Cause(ctx)
+		}
+		return err
+	}
 	if d.sentinel {
-		if err := d.c.repo.Delete(ctx, sentinelKey(d.name)); err != nil {
+		if err := why(d.c.repo.Delete(ctx, sentinelKey(d.name))); err != nil {
 			return fmt.Errorf("cannot withdraw the sentinel of backup %s in %s: %w", d.name, d.c, err)
 		}
 	}
-	if err := d.removeAll(ctx); err != nil {
+	if err := why(d.removeAll(ctx)); err != nil {
 		return fmt.Errorf("cannot remove what the unfinished backup %s left in %s/%s: %w", d.name, d.c, backupDir(d.name), err)
 	}
 	return nil
