@@ -162,6 +162,15 @@ func (s *site) quick() *site {
 	return s
 }
 
+// thorough makes walden run under the race detector, whatever chance says.
+func (s *site) thorough() {
+	b, err := programs()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.raced = b.raced
+}
+
 // configure writes the configuration file; each setting is NAME=value.
 func (s *site) configure(settings ...string) {
 	s.t.Helper()

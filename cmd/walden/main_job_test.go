@@ -48,7 +48,7 @@ func mainJob(t *testing.T, l layout) {
 	if l.s3 {
 		s = newS3Site(t, l.settings...)
 	}
-	s.raced = filepath.Join(binDir, "raced")
+	s.thorough()
 	o := testenv.PostgresOptions{
 		Major: l.major, WALSegmentSize: l.segment, Checksums: l.checksum,
 		Settings: s.archiving("log_checkpoints=off"),

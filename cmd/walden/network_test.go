@@ -49,7 +49,6 @@ type service struct {
 	settings func(endpoint, prefix string) []string // that reach the prefix of the bucket through an endpoint
 	keys     []string                               // settings with the credentials
 	uploads  func(t *testing.T, prefix string) int  // counts what unfinished uploads left below a prefix; nil if that cannot be asked for
-	renewal  func(c *cell) meddling                 // calls the credentials expired that are in a file at first
 	faults   []storageFault
 }
 
@@ -59,7 +58,7 @@ func s3Service(t *testing.T) service {
 	server := testenv.StartS3(t)
 	bucket := server.NewBucket(t)
 	return service{
-		name: "S3", endpoint: server.Endpoint, faults: append(connectionFaults("check the network and AWS_ENDPOINT", "check the host name in AWS_ENDPOINT"), s3Faults()...),
+		name: "S3", endpoint: server.Endpoint, faults: append(connectionFaults("check the network and AWS_ENDPOINT", "check the host name in AWS_ENDPOINT"), s3Faults(server)...),
 		settings: func(endpoint, prefix string) []string {
 			return []string{
 				"WALG_S3_PREFIX=s3://" + bucket + "/" + prefix, "AWS_ENDPOINT=" + endpoint, "AWS_REGION=us-east-1",
@@ -74,7 +73,6 @@ func s3Service(t *testing.T) service {
 			}
 			return len(out.Uploads)
 		},
-		renewal: renewal(server),
 	}
 }
 
@@ -142,8 +140,8 @@ func connectionFaults(refused, unknown string) []storageFault {
 
 func everyThird(n int) bool { return n%3 == 0 }
 
-// s3Faults are the answers of S3.
-func s3Faults() []storageFault {
+// s3Faults are the answers of S3, of a server with its credentials.
+func s3Faults(server *testenv.S3Server) []storageFault {
 	refuse := func(status int, code string, when func(n int) bool) func(*cell) meddling {
 		return func(*cell) meddling {
 			return func(n int, w http.ResponseWriter, r *http.Request) bool {
@@ -175,8 +173,7 @@ func s3Faults() []storageFault {
 		{name: "500, for ever", requests: refuse(500, "InternalError", always), says: []string{"HTTP 500"}},
 		{name: "session expires", requests: refuse(400, "ExpiredToken", func(n int) bool { return n > 2 }), without: "backup-list wal-fetch",
 			says: []string{"session token has expired", "hint: obtain new credentials"}},
-		{name: "session expires and is renewed", fromFile: true, passes: true, settings: patient,
-			requests: func(c *cell) meddling { return c.net.renewal(c) }},
+		{name: "session expires and is renewed", fromFile: true, passes: true, settings: patient, requests: renewal(server)},
 		{name: "clock skew", requests: refuse(403, "RequestTimeTooSkewed", always),
 			says: []string{"the clock of this machine differs too much", "hint: synchronise the clock"}},
 		{name: "301", requests: redirect(301, "PermanentRedirect"),
@@ -313,30 +310,28 @@ func altered(which func(*http.Request) bool, change func([]byte) []byte) meddlin
 
 // renewal calls the credentials expired that are in the file at first. From then on the server's own are in it.
 func renewal(server *testenv.S3Server) func(*cell) meddling {
-	return func(c *cell) meddling { return renewedOnce(c, server.AccessKey, server.SecretKey) }
-}
-
-func renewedOnce(c *cell, accessKey, secretKey string) meddling {
-	const first = "FIRSTKEY"
-	file := filepath.Join(c.s.dir, "credentials")
-	write := func(key, token string) {
-		text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n%s", key, secretKey, token)
-		if err := os.WriteFile(file+".new", []byte(text), 0o644); err != nil {
-			c.t.Error(err)
+	return func(c *cell) meddling {
+		const first = "FIRSTKEY"
+		file := filepath.Join(c.s.dir, "credentials")
+		write := func(key, token string) {
+			text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n%s", key, server.SecretKey, token)
+			if err := os.WriteFile(file+".new", []byte(text), 0o644); err != nil {
+				c.t.Error(err)
+			}
+			if err := os.Rename(file+".new", file); err != nil {
+				c.t.Error(err)
+			}
 		}
-		if err := os.Rename(file+".new", file); err != nil {
-			c.t.Error(err)
+		write(first, "aws_session_token = short-lived\n")
+		var once sync.Once
+		return func(_ int, w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.Header.Get("Authorization"), first) {
+				return false
+			}
+			once.Do(func() { write(server.AccessKey, "") })
+			refuseRequest(w, r, 400, "ExpiredToken")
+			return true
 		}
-	}
-	write(first, "aws_session_token = short-lived\n")
-	var once sync.Once
-	return func(_ int, w http.ResponseWriter, r *http.Request) bool {
-		if !strings.Contains(r.Header.Get("Authorization"), first) {
-			return false
-		}
-		once.Do(func() { write(accessKey, "") })
-		refuseRequest(w, r, 400, "ExpiredToken")
-		return true
 	}
 }
 
