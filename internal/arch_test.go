@@ -36,7 +36,7 @@ var boundaries = []boundary{
 	},
 
 	{
-		"internal/backup", []string{"internal/hint", "internal/catalog", "internal/pgdata", "internal/postgres", "internal/wal", "pkg/increment"},
+		"internal/backup", []string{"internal/hint", "internal/catalog", "internal/changes", "internal/pgdata", "internal/postgres", "internal/wal", "pkg/increment"},
 		"jobs see meaning, never keys, codecs or storages, and know nothing of each other",
 	},
 	{
@@ -44,7 +44,7 @@ var boundaries = []boundary{
 		"a restore needs no running server, and jobs never see keys, codecs or storages",
 	},
 	{
-		"internal/archive", []string{"internal/hint", "internal/catalog", "internal/pgdata", "internal/wal"},
+		"internal/archive", []string{"internal/hint", "internal/catalog", "internal/changes", "internal/pgdata", "internal/wal"},
 		"the archiver's commands must work while no connection can be had",
 	},
 	{
@@ -72,6 +72,7 @@ var boundaries = []boundary{
 	{"internal/crypt", []string{"internal/hint", "pkg/secretstream"}, "streams in, streams out; a key that cannot be used needs advice"},
 	{"internal/crypt/*", []string{"internal/crypt", "internal/hint"}, "a key service knows keys, not streams"},
 
+	{"internal/changes", []string{"internal/wal", "pkg/increment"}, "which blocks changed: pure, filled by jobs from what they read"},
 	{"internal/postgres", []string{"internal/wal"}, "the running server; positions and names come from wal"},
 	{"internal/pgdata", []string{"internal/wal"}, "the cluster at rest; positions and names come from wal"},
 	{"internal/hint", nil, "advice travels with errors of every level"},

@@ -46,9 +46,12 @@ func (s *Blocks) Has(block uint32) bool {
 func (s *Blocks) Len() int { return s.n }
 
 // All yields the blocks in ascending order.
-func (s *Blocks) All() iter.Seq[uint32] {
+func (s *Blocks) All() iter.Seq[uint32] { return s.From(0) }
+
+// From yields the blocks that are not before a given one, in ascending order.
+func (s *Blocks) From(first uint32) iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
-		for block := s.next(0); block >= 0 && yield(uint32(block)); block = s.next(block + 1) {
+		for block := s.next(int64(first)); block >= 0 && yield(uint32(block)); block = s.next(block + 1) {
 		}
 	}
 }

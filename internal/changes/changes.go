@@ -1,0 +1,117 @@
+// Package changes knows which blocks of which relations changed between two positions of the log.
+//
+// A Map holds, for the main fork of each relation, the blocks that were written and the length to which it was cut or at which it
+// began. Whoever fills a Map (from WAL records, from PostgreSQL's summaries of them, from WAL-G's delta objects) says which
+// stretch of the log it covers; a Map that does not cover all of the log between two backups is of no use for a delta.
+//
+// What it promises: a block that differs between both ends and that PostgreSQL's log accounts for is in the Map. Blocks in it that
+// did not change cost space and nothing else. Other forks are not in it: the free space map is not logged in full, and those
+// files are small, so a delta has them whole.
+package changes
+
+import (
+	"gitlab.com/walden-pg/walden/internal/wal"
+	"gitlab.com/walden-pg/walden/pkg/increment"
+)
+
+// Relation is the physical identity of a relation, RelFileLocator in PostgreSQL's relfilelocator.h.
+type Relation struct {
+	Tablespace uint32 // OID; 1663 is pg_default, 1664 pg_global
+	Database   uint32 // OID, 0 for shared relations
+	Number     uint32 // relfilenumber
+}
+
+// Map is what changed from From on, up to but not including To. The zero value has no changes and covers nothing.
+type Map struct {
+	From, To wal.LSN
+
+	relations map[Relation]*relation
+	databases map[database]bool
+}
+
+// database is a database's folder in one tablespace.
+type database struct{ tablespace, database uint32 }
+
+// relation is what is known of one.
+type relation struct {
+	blocks increment.Blocks
+	cut    bool
+	limit  uint32 // with cut: blocks from this one on have nothing of what they held at From
+}
+
+func (m *Map) of(r Relation) *relation {
+	if m.relations == nil {
+		m.relations = map[Relation]*relation{}
+	}
+	known := m.relations[r]
+	if known == nil {
+		known = &relation{}
+		m.relations[r] = known
+	}
+	return known
+}
+
+// Mark adds a block, counted from the start of the relation.
+func (m *Map) Mark(r Relation, block uint32) { m.of(r).blocks.Add(block) }
+
+// Cut records that the relation was cut to this many blocks or, with 0, that it was created or removed: whatever it held
+// behind them is gone, even if it has grown again since, by pages that the log does not mention because they are empty.
+func (m *Map) Cut(r Relation, blocks uint32) {
+	known := m.of(r)
+	if !known.cut || blocks < known.limit {
+		known.cut, known.limit = true, blocks
+	}
+}
+
+// Replace records that everything in a database's folder of one tablespace may be new: the database was created there by
+// copying files, was moved or dropped.
+func (m *Map) Replace(tablespace, db uint32) {
+	if m.databases == nil {
+		m.databases = map[database]bool{}
+	}
+	m.databases[database{tablespace, db}] = true
+}
+
+// Add takes over everything that another map has; it does not change From and To.
+func (m *Map) Add(o *Map) {
+	for d := range o.databases {
+		m.Replace(d.tablespace, d.database)
+	}
+	for r, theirs := range o.relations {
+		ours := m.of(r)
+		ours.blocks.AddAll(&theirs.blocks, 1<<32)
+		if theirs.cut {
+			m.Cut(r, theirs.limit)
+		}
+	}
+}
+
+// InFile returns what changed in one file of a relation's main fork, by numbers within the file. The file is the given segment of
+// relations that are divided into files of segmentBlocks blocks, and has fileBlocks blocks now. whole says that nothing of it
+// is what it was at From.
+func (m *Map) InFile(r Relation, segment, segmentBlocks, fileBlocks uint32) (blocks *increment.Blocks, whole bool) {
+	blocks = &increment.Blocks{}
+	if m.databases[database{r.Tablespace, r.Database}] {
+		return blocks, true
+	}
+	known := m.relations[r]
+	if known == nil {
+		return blocks, false
+	}
+	first := uint64(segment) * uint64(segmentBlocks)
+	if known.cut && uint64(known.limit) <= first {
+		return blocks, true
+	}
+	for block := range known.blocks.From(uint32(first)) {
+		if uint64(block)-first >= uint64(fileBlocks) {
+			break
+		}
+		blocks.Add(uint32(uint64(block) - first))
+	}
+	if known.cut {
+		for n := uint64(known.limit) - first; n < uint64(fileBlocks); n++ {
+			blocks.Add(uint32(n))
+		}
+	}
+	return blocks, false
+}
