@@ -44,9 +44,29 @@ const (
 //
 // h must be of a known version; pages and records have kept their shape from PostgreSQL 13 to 18.
 func (h Header) CheckRecords(r io.Reader) error {
-	w := recordWalk{header: h, timeline: 1, crcTable: crc32.MakeTable(crc32.Castagnoli)}
-	page := make([]byte, h.PageSize)
-	var ended error // where and how, once it has
+	w := newRecordWalk(h)
+	err := w.readSegment(r)
+	var ended *endError
+	if errors.As(err, &ended) {
+		return fmt.Errorf("%w at %w", ErrEnds, err)
+	}
+	return err
+}
+
+func newRecordWalk(h Header) *recordWalk {
+	return &recordWalk{header: h, timeline: 1, fresh: true, crcTable: crc32.MakeTable(crc32.Castagnoli)}
+}
+
+// readSegment reads the segment that w.header is of, up to its end or to the record that closes it. The error is an [*endError] if the
+// log just ends, and unwraps to [ErrBrokenLog] if it cannot be followed.
+func (w *recordWalk) readSegment(r io.Reader) error {
+	h := w.header
+	if int64(len(w.buffer)) != h.PageSize {
+		w.buffer = make([]byte, h.PageSize)
+	}
+	page := w.buffer
+	w.closed = false
+	var ended *endError
 	for at := int64(0); at < h.SegmentSize; at += h.PageSize {
 		if _, err := io.ReadFull(r, page); err != nil {
 			return fmt.Errorf("cannot read WAL at %s: %w", h.PageAddr+LSN(at), err)
@@ -61,6 +81,8 @@ func (h Header) CheckRecords(r io.Reader) error {
 		switch err := w.readPage(page); {
 		case errors.Is(err, errEndHere):
 			ended = &endError{w.at}
+		case errors.As(err, new(*refusedError)):
+			return err
 		case err != nil:
 			return fmt.Errorf("%w at %s: %w", ErrBrokenLog, w.at, err)
 		case w.closed:
@@ -68,7 +90,7 @@ func (h Header) CheckRecords(r io.Reader) error {
 		}
 	}
 	if ended != nil {
-		return fmt.Errorf("%w at %w", ErrEnds, ended)
+		return ended
 	}
 	return nil
 }
@@ -81,18 +103,26 @@ type endError struct{ lsn LSN }
 
 func (e *endError) Error() string { return e.lsn.String() }
 
-// recordWalk follows the records of a segment. Its fields are what is known between two pages.
+// refusedError is what the one who is told of the records found wrong, not of the log's making.
+type refusedError struct{ error }
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+// recordWalk follows the records of a segment, and of those that follow it. Its fields are what is known between two pages.
 type recordWalk struct {
 	header   Header
 	crcTable *crc32.Table
+	told     *RecordReader // of each record; nil if they are only to be checked
+	buffer   []byte        // for a page
 
 	page     LSN      // start of the page
 	at       LSN      // start of the page or record that is being read, for messages
 	timeline Timeline // of the page before
 
+	fresh    bool  // nothing is known of what comes before the page
 	left     int64 // bytes of the current record that are still to come
 	foreign  bool  // it began in the segment before
-	start    LSN   // of the current record
+	start    LSN   // of the current record; 0 if it is not known
 	previous LSN   // start of the last complete record; 0 if it lies in a segment before
 	head     [recordHeaderSize]byte
 	headLen  int
@@ -129,7 +159,10 @@ func (w *recordWalk) readPage(page []byte) error {
 		if total < recordHeaderSize || total > longestRecord {
 			return fmt.Errorf("a record of %d bytes", total)
 		}
-		w.left, w.foreign, w.start, w.headLen, w.crc = total, false, w.at, 0, 0
+		w.begin(w.at, total)
+		if w.told != nil {
+			w.told.begin(pos, len(page))
+		}
 		if pos, err = w.take(page, pos); err != nil {
 			return err
 		}
@@ -170,32 +203,51 @@ func (w *recordWalk) readPageHeader(page []byte) (int, error) {
 		return 0, errors.New("a page that continues a record by 0 bytes")
 	}
 	switch {
-	case first && continues:
+	case w.fresh && continues:
 		w.left, w.foreign = rest, true
 	case !continues && info&xlpFirstIsOverwriteContrecord != 0: // the server crashed while it wrote the record
 		w.left = 0
 	case continues != (w.left > 0), continues && rest != w.left:
 		return 0, fmt.Errorf("a page that continues a record by %d bytes instead of %d", rest, w.left)
 	}
+	w.fresh = false
 	return size, nil
+}
+
+// begin expects a record of total bytes.
+func (w *recordWalk) begin(start LSN, total int64) {
+	w.left, w.foreign, w.start, w.headLen, w.crc = total, false, start, 0, 0
 }
 
 // take reads the current record's bytes on the page from pos on, and returns where the next record would begin.
 func (w *recordWalk) take(page []byte, pos int) (int, error) {
 	n := int(min(w.left, int64(len(page)-pos)))
-	b := page[pos : pos+n]
-	w.left -= int64(n)
 	next := (pos + n + recordAlignment - 1) &^ (recordAlignment - 1)
+	return next, w.takeBytes(page[pos:pos+n], w.page+LSN(next))
+}
+
+// takeBytes reads bytes of the current record; if they are its last ones, the next record begins at next.
+func (w *recordWalk) takeBytes(b []byte, next LSN) error {
+	w.left -= int64(len(b))
 	if w.foreign {
-		return next, nil
+		if w.told != nil {
+			w.told.takeForeign(b)
+		}
+		return nil
 	}
 	m := copy(w.head[w.headLen:], b)
 	w.headLen += m
 	w.crc = crc32.Update(w.crc, w.crcTable, b[m:])
-	if w.left > 0 {
-		return next, nil
+	if w.told != nil {
+		w.told.take(b, m)
 	}
-	return next, w.finishRecord()
+	if w.left > 0 {
+		return nil
+	}
+	if err := w.finishRecord(); err != nil || w.told == nil {
+		return err
+	}
+	return w.told.finish(next)
 }
 
 // finishRecord checks a record that was read to its end (ValidXLogRecordHeader, ValidXLogRecord).
@@ -206,7 +258,8 @@ func (w *recordWalk) finishRecord() error {
 	if got, want := crc32.Update(w.crc, w.crcTable, w.head[:recordCRCOffset]), le.Uint32(w.head[recordCRCOffset:]); got != want {
 		return errors.New("a record with a wrong checksum")
 	}
-	if previous := LSN(le.Uint64(w.head[recordPrevious:])); previous >= w.start || w.previous != 0 && previous != w.previous {
+	previous := LSN(le.Uint64(w.head[recordPrevious:]))
+	if w.start != 0 && previous >= w.start || w.previous != 0 && previous != w.previous {
 		return fmt.Errorf("a record that follows one at %s", previous)
 	}
 	w.previous = w.start
