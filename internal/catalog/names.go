@@ -13,6 +13,7 @@ import (
 const (
 	backupsDir      = "basebackups_005/"
 	walDir          = "wal_005/"
+	deltaSuffix     = "_delta"
 	partsDir        = "tar_partitions/"
 	sentinelSuffix  = "_backup_stop_sentinel.json"
 	metadataName    = "metadata.json"

@@ -74,6 +74,12 @@ func (w *WAL) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	return w.c.repo.Open(ctx, o.Key)
 }
 
+// DeltaName names the object that holds what changed in a group of segments, like a file that the server archives. first is the first segment
+// of the group (WAL-G format, "WAL-delta objects").
+func DeltaName(first wal.Segment, segmentSize int64) string {
+	return first.Name(segmentSize) + deltaSuffix
+}
+
 // SameSize tells whether an archived file has the size that it would have if it were archived now with the content that write
 // produces, for those who cannot decrypt it. It is necessary for equal contents and not sufficient. False also means that it was compressed in another way.
 func (w *WAL) SameSize(ctx context.Context, name string, write func(io.Writer) error) (bool, error) {

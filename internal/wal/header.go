@@ -92,6 +92,11 @@ func (h Header) ContinuesRecord() bool {
 	return h.Info&xlpFirstIsContRecord != 0
 }
 
+// DropsRecord tells whether the record that began in the segment before was given up there: the server crashed while it wrote it.
+func (h Header) DropsRecord() bool {
+	return h.Info&xlpFirstIsOverwriteContrecord != 0
+}
+
 // CheckFile verifies that a file of this name and size (in bytes) can have this header. name is the base name of a
 // segment, complete or ".partial": both have the full size. The header's timeline may be lower than the name's,
 // because the first segment of a new timeline begins as a copy of the old timeline's.

@@ -91,7 +91,7 @@ type RecordReader struct {
 	visit func(*Record) error
 	wants func(manager, info byte) bool
 	walk  *recordWalk
-	state []byte // given to Resume before the first segment
+	state []byte // given to Resume before the first segment; nil if it was not called
 
 	record  Record
 	body    int64  // bytes of the record behind its fixed header
@@ -139,10 +139,14 @@ func NewRecordReader(wants func(manager, info byte) bool, visit func(*Record) er
 }
 
 // Resume gives the reader the beginning of the record that is not complete at the end of the segment before the first one, as
-// [RecordReader.Tail] returns it. Without it that record is not told of.
+// [RecordReader.Tail] returns it: with nothing, there is no such record. Without this call it is not known, and not told of.
 func (r *RecordReader) Resume(beginning []byte) error {
 	if r.walk != nil {
 		return errors.New("cannot resume a record in the middle of the log")
+	}
+	if len(beginning) == 0 {
+		r.state = []byte{}
+		return nil
 	}
 	if len(beginning) < recordAlignment || len(beginning) > longestRecord {
 		return fmt.Errorf("cannot resume a record with %d bytes of it", len(beginning))
@@ -200,9 +204,10 @@ func (r *RecordReader) enter(h Header) error {
 			return nil
 		}
 		r.walk.fresh = false
-		err := r.resumeRecord(r.state)
-		r.state = nil
-		return err
+		if len(r.state) == 0 {
+			return nil
+		}
+		return r.resumeRecord(r.state)
 	}
 	before := r.walk.header
 	switch {
