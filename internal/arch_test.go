@@ -52,7 +52,7 @@ var boundaries = []boundary{
 		"what may go is decided from the catalog alone",
 	},
 	{
-		"internal/verify", []string{"internal/catalog", "internal/pgdata", "internal/restore", "internal/wal", "pkg/increment"},
+		"internal/verify", []string{"internal/catalog", "internal/changes", "internal/pgdata", "internal/restore", "internal/wal"},
 		"verify is the restore code with another sink, hence the one arrow between jobs",
 	},
 

@@ -86,6 +86,12 @@ func (m *Map) Add(o *Map) {
 	}
 }
 
+// Has tells whether a block, counted from the start of the relation, may be another one than at From.
+func (m *Map) Has(r Relation, block uint32) bool {
+	known := m.relations[r]
+	return m.databases[database{r.Tablespace, r.Database}] || known != nil && (known.blocks.Has(block) || known.cut && block >= known.limit)
+}
+
 // InFile returns what changed in one file of a relation's main fork, by numbers within the file. The file is the given segment of
 // relations that are divided into files of segmentBlocks blocks, and has fileBlocks blocks now. whole says that nothing of it
 // is what it was at From.

@@ -48,6 +48,11 @@ func TestAFileHasTheBlocksOfItsSegment(t *testing.T) {
 				if whole != c.allIsNew || !slices.Equal(slices.Collect(got.All()), c.want) {
 					t.Errorf("got %v, all of it: %v; want %v, %v", slices.Collect(got.All()), whole, c.want, c.allIsNew)
 				}
+				for b := range c.length {
+					if has := m.Has(table, c.segment*segmentBlocks+b); has != (whole || got.Has(b)) {
+						t.Errorf("block %d: %v", b, has)
+					}
+				}
 			}
 		})
 	}

@@ -234,14 +234,8 @@ func (t *target) empty() error {
 // complete turns the copied files into a data directory that can be started: links, directories, label, and the
 // control file after everything else is safe on disk.
 func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b catalog.Backup, u Utilities) error {
-	if u.Control == nil {
-		return fmt.Errorf("cannot complete the restore of %s: the backup has no %s", b.Name, pgdata.ControlName)
-	}
-	if err := checkLabel(b, u); err != nil {
-		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
-	}
-	if err := checkUtilities(b, u); err != nil {
-		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
+	if err := u.Check(b); err != nil {
+		return err
 	}
 	if m := u.TablespaceMap; m != nil {
 		if err := s.File(mapFile, m.Header, bytes.NewReader(t.rewriteMap(m.Content, log))); err != nil {
@@ -273,6 +267,20 @@ func (t *target) complete(ctx context.Context, log *slog.Logger, s *disk, b cata
 		return err
 	}
 	return syncDir(t.dir)
+}
+
+// Check makes sure that the files that a restore places last are there, and belong to this backup.
+func (u Utilities) Check(b catalog.Backup) error {
+	if u.Control == nil {
+		return fmt.Errorf("cannot complete the restore of %s: the backup has no %s", b.Name, pgdata.ControlName)
+	}
+	if err := checkLabel(b, u); err != nil {
+		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
+	}
+	if err := checkUtilities(b, u); err != nil {
+		return fmt.Errorf("cannot complete the restore of %s: %w", b.Name, err)
+	}
+	return nil
 }
 
 // checkControl compares the control file with what the backup's documents say.
