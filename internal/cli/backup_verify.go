@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
@@ -52,9 +51,6 @@ func (a *app) backupVerify() *cobra.Command {
 	return cmd
 }
 
-// errUnproven ends the command if a backup could not be proven; what is wrong with it was told.
-var errUnproven = errors.New("cannot prove every backup")
-
 // verified is an entry of the JSON list.
 type verified struct {
 	Backup   string         `json:"backup_name"`
@@ -72,6 +68,7 @@ type verified struct {
 	Corrupt  []verify.Page  `json:"corrupt,omitempty"`
 	Seconds  float64        `json:"seconds"`
 	backup   catalog.Backup // what to read
+	cause    error          // why it is not proven
 }
 
 func (a *app) runBackupVerify(ctx context.Context, which string, sample int, limit time.Duration, asJSON bool) error {
@@ -95,7 +92,7 @@ func (a *app) runBackupVerify(ctx context.Context, which string, sample int, lim
 		within, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("--max-time has passed"))
 	}
 	defer cancel()
-	unproven := 0
+	unproven, first := 0, -1
 	for i := range list {
 		if within.Err() != nil {
 			a.log.Warn("no time is left for the other backups", "verified", i, "left", len(list)-i)
@@ -106,7 +103,9 @@ func (a *app) runBackupVerify(ctx context.Context, which string, sample int, lim
 			return err
 		}
 		if !list[i].Proven {
-			unproven++
+			if unproven++; first < 0 {
+				first = i
+			}
 		}
 	}
 	if asJSON {
@@ -120,10 +119,13 @@ func (a *app) runBackupVerify(ctx context.Context, which string, sample int, lim
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if unproven > 0 {
-		return fmt.Errorf("%w: %d of %d are not what was written, or could not be read", errUnproven, unproven, len(list))
+	switch unproven {
+	case 0:
+		return nil
+	case 1:
+		return fmt.Errorf("cannot prove backup %s: %w", list[first].Backup, list[first].cause)
 	}
-	return nil
+	return fmt.Errorf("cannot prove %d of %d backups, the first of them %s: %w", unproven, len(list), list[first].Backup, list[first].cause)
 }
 
 // toVerify returns the backups to read, those first whose last proof is oldest.
@@ -187,7 +189,7 @@ func (a *app) verifyOne(ctx context.Context, c *catalog.Catalog, v *verified) er
 		err = fmt.Errorf("it has %d corrupt pages that were right when it was taken, for example %s", r.CorruptPages, cmp.Or(r.Corrupt...))
 	}
 	if err != nil {
-		v.Error = err.Error()
+		v.Error, v.cause = err.Error(), err
 		a.log.Error("the backup is not proven", "action", "backup-verify", "backup", b.Name, "state", "failed", "error", err)
 		return nil
 	}

@@ -63,6 +63,7 @@ func sweepJobs() []sweepJob {
 		{name: "backup-list", failed: exitError, args: words("backup-list", "--json"), check: listIsRight},
 		{name: "backup-list of an empty archive", empty: true, failed: exitError, args: words("backup-list", "--json"), check: listIsRight},
 		{name: "backup-list --detail", failed: exitError, args: words("backup-list", "--json", "--detail"), check: listIsRight},
+		{name: "backup-verify", failed: exitError, args: words("backup-verify", "LATEST", "--json"), check: proofIsRight},
 		{name: "wal-push", failed: exitError, args: func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
 		{name: "wal-push to an empty archive", empty: true, failed: exitError, args: func(r *trial) []string { return []string{"wal-push", r.fresh} },
 			check: freshIsArchivedOrAbsent},
@@ -657,6 +658,19 @@ func (r *trial) list() []listedBackup {
 }
 
 // listIsRight: what is listed is there, and all of it, unless something else was read than is stored.
+// proofIsRight expects that a backup is called proven only where nothing that was read was another thing than is stored, or none of
+// it mattered.
+func proofIsRight(r *trial, o outcome) {
+	r.t.Helper()
+	var list []verified
+	if err := json.Unmarshal([]byte(o.stdout), &list); err != nil && o.stdout != "" {
+		r.errorf("%v: %s", err, o.stdout)
+	}
+	if proven := len(list) == 1 && list[0].Proven; proven != (o.code == exitOK) && o.code == exitOK {
+		r.errorf("exit code %d, and it says %s", o.code, o.stdout)
+	}
+}
+
 func listIsRight(r *trial, o outcome) {
 	r.t.Helper()
 	if o.code != exitOK {
