@@ -266,7 +266,7 @@ func TestFilesThatAreNotWhatTheirNamesSayAreRefused(t *testing.T) {
 		}
 	}
 	for _, path := range []string{filepath.Join(t.TempDir(), "missing"), t.TempDir()} {
-		if err := Push(t.Context(), d, PushOptions{path, time.Minute}); err == nil {
+		if err := Push(t.Context(), d, PushOptions{Path: path, Timeout: time.Minute}); err == nil {
 			t.Errorf("%s was archived", path)
 		}
 	}
@@ -287,7 +287,7 @@ func TestAnArchiveBelongsToOneCluster(t *testing.T) {
 	}
 	dir := dataDir(t, cluster+1) // a history file names no cluster: the directory that it lies in does
 	path := write(t, filepath.Join(dir, "pg_wal", "00000002.history"), []byte(history))
-	if err := Push(t.Context(), d, PushOptions{path, time.Minute}); !errors.As(err, &wrong) {
+	if err := Push(t.Context(), d, PushOptions{Path: path, Timeout: time.Minute}); !errors.As(err, &wrong) {
 		t.Errorf("a history file: %v", err)
 	}
 	if after := keys(t, s, "wal_005/"); !slices.Equal(before, after) {
@@ -310,7 +310,7 @@ func TestRacingPushesOfOneNameLeaveOneContent(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range errs {
 			path := write(t, filepath.Join(t.TempDir(), segmentTwo), content[i%2])
-			wg.Go(func() { errs[i] = Push(t.Context(), d, PushOptions{path, time.Minute}) })
+			wg.Go(func() { errs[i] = Push(t.Context(), d, PushOptions{Path: path, Timeout: time.Minute}) })
 		}
 		wg.Wait()
 		winner := 0
@@ -361,7 +361,7 @@ func TestPushUnderEveryFault(t *testing.T) {
 				fault := storagetest.NewFault(inner, storagetest.Rule{Kind: kind, Nth: n})
 				dir := t.TempDir()
 				path := write(t, filepath.Join(dir, segmentTwo), content)
-				err := Push(t.Context(), deps(t, retried(fault), "lz4", io.Discard), PushOptions{path, time.Minute})
+				err := Push(t.Context(), deps(t, retried(fault), "lz4", io.Discard), PushOptions{Path: path, Timeout: time.Minute})
 				if more = n == 0 || fault.Fired(); !more {
 					return
 				}
@@ -370,7 +370,7 @@ func TestPushUnderEveryFault(t *testing.T) {
 					t.Errorf("kind %d, call %d: one failure that may pass was not overcome: %v", kind, n, err)
 				}
 				if err != nil {
-					if err := Push(t.Context(), healthy, PushOptions{path, time.Minute}); err != nil {
+					if err := Push(t.Context(), healthy, PushOptions{Path: path, Timeout: time.Minute}); err != nil {
 						t.Errorf("kind %d, call %d: the second push: %v", kind, n, err)
 					}
 				}
@@ -397,7 +397,7 @@ func TestPushOfAnArchivedFileUnderEveryFault(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					fault := storagetest.NewFault(inner, storagetest.Rule{Kind: kind, Nth: n, ForGood: forGood})
 					path := write(t, filepath.Join(t.TempDir(), segmentTwo), content)
-					err := Push(t.Context(), deps(t, retried(fault), "lz4", io.Discard), PushOptions{path, time.Minute})
+					err := Push(t.Context(), deps(t, retried(fault), "lz4", io.Discard), PushOptions{Path: path, Timeout: time.Minute})
 					more = fault.Fired()
 					if !forGood && err != nil {
 						t.Errorf("%s, call %d: one failure was not overcome: %v", kind, n, err)
@@ -663,7 +663,7 @@ func TestDeadlinesAreKeptAndExplained(t *testing.T) {
 		d := deps(t, storagetest.NewFault(storagetest.NewMemory(), storagetest.Rule{Kind: storagetest.Hang}), "lz4", io.Discard)
 		path := write(t, filepath.Join(t.TempDir(), segmentTwo), segment(2, cluster, 1, 1))
 		began := time.Now()
-		err := Push(t.Context(), d, PushOptions{path, 7 * time.Second})
+		err := Push(t.Context(), d, PushOptions{Path: path, Timeout: 7 * time.Second})
 		var hint interface{ Hint() string }
 		if time.Since(began) != 7*time.Second || err == nil || !strings.Contains(err.Error(), "took longer than 7s") || !errors.As(err, &hint) {
 			t.Errorf("a push that hangs: after %s: %v", time.Since(began), err)

@@ -40,6 +40,7 @@ type Deps struct {
 type PushOptions struct {
 	Path    string        // as archive_command's %p gives it
 	Timeout time.Duration // for all of it, retries included
+	Blocks  bool          // record which blocks the records of segments change, for delta backups
 }
 
 // copySize is how much is read from or written to a file at once, in bytes.
@@ -61,6 +62,13 @@ func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
 		return err
 	}
 	defer f.Close()
+	if o.Blocks {
+		defer func() {
+			if err == nil {
+				recordBlocks(ctx, d, f)
+			}
+		}()
+	}
 	name := filepath.Base(o.Path)
 	d.Log.Info("archiving", "action", "wal-push", "seg", name, "state", "begin", "size", f.size, "to", d.Catalog)
 

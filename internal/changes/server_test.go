@@ -219,7 +219,9 @@ func (w *workload) work(round int) {
 		func() {
 			w.exec(n("CREATE MATERIALIZED VIEW v$ AS SELECT i, t FROM of_all"), n("REFRESH MATERIALIZED VIEW v$"), n("DROP MATERIALIZED VIEW v$"))
 		},
-		func() { w.exec(n("CREATE TABLESPACE shortlived$ LOCATION '"+w.folder+"/more'"), n("DROP TABLESPACE shortlived$")) },
+		func() {
+			w.exec(n("CREATE TABLESPACE shortlived$ LOCATION '"+w.folder+"/more'"), n("DROP TABLESPACE shortlived$"))
+		},
 		func() {
 			w.exec("CHECKPOINT", "SELECT count(*) FROM of_all WHERE v > 5", "SELECT count(*) FROM pg_attribute")
 		},

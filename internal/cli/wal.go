@@ -49,7 +49,7 @@ func (a *app) walPush() *cobra.Command {
 				return err
 			}
 			return archive.Push(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-				archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout})
+				archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta})
 		},
 	}
 	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")

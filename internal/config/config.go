@@ -203,6 +203,7 @@ type Backup struct {
 	DeltaOrigin       string // "LATEST", "LATEST_FULL"
 	DeltaFromName     string
 	DeltaFromUserData string // JSON text, "" for none
+	UseWALDelta       bool   // wal-push records which blocks changed, and backup-push uses it
 }
 
 // Restore holds the settings of backup-fetch.

@@ -526,8 +526,9 @@ func delta() []Definition {
 		{Name: "WALG_DELTA_FROM_USER_DATA", Type: JSON, Effect: noDelta,
 			Help:  "User data of the backup that a delta is based on.",
 			field: func(c *Config) any { return &c.Backup.DeltaFromUserData }},
-		{Name: "WALG_USE_WAL_DELTA", Type: Boolean, Default: "false", Effect: noDelta,
-			Help: "Record changed blocks while WAL is archived, and use the record for deltas."},
+		{Name: "WALG_USE_WAL_DELTA", Type: Boolean, Default: "false",
+			Help:  "Record changed blocks while WAL is archived, and use the record for deltas.",
+			field: func(c *Config) any { return &c.Backup.UseWALDelta }},
 		{Name: "WALG_FORCE_WAL_DELTA", Type: Boolean, Default: "false", Effect: noDelta,
 			Help: "Fail where the record of changed blocks cannot be used."},
 	})
