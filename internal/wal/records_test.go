@@ -12,31 +12,43 @@ import (
 
 const recordsAt = 0x300000 // start of the segments that these tests make, of 1 MiB in pages of 8 KiB
 
-// segmentOf lays records of these lengths out as the server does (CopyXLogRecordToWAL).
+// segmentOf lays out records of these lengths, whose content is of no meaning.
 func segmentOf(lengths ...int) []byte {
-	const size, pageSize = 1 << 20, 8192
+	var bodies [][]byte
+	for _, n := range lengths {
+		bodies = append(bodies, bytes.Repeat([]byte{0xAB}, n-24))
+	}
+	return layOut(0xD110, 1, bodies...)
+}
+
+// layOut makes consecutive segments with records of these bodies, as the server does (CopyXLogRecordToWAL). One without a body is
+// pg_switch_wal's.
+func layOut(magic uint16, segments int, bodies ...[]byte) []byte {
+	const segmentSize, pageSize = 1 << 20, 8192
 	le := binary.LittleEndian
+	table := crc32.MakeTable(crc32.Castagnoli)
+	size := segments * segmentSize
 	b := make([]byte, size)
 	pos, previous := 0, uint64(recordsAt-100)
 	header := func(left int) {
 		head, info := 24, 0
-		if pos == 0 {
+		if pos%segmentSize == 0 {
 			head, info = 40, 2
-			le.PutUint64(b[24:], 42)
-			le.PutUint32(b[32:], size)
-			le.PutUint32(b[36:], pageSize)
+			le.PutUint64(b[pos+24:], 42)
+			le.PutUint32(b[pos+32:], segmentSize)
+			le.PutUint32(b[pos+36:], pageSize)
 		}
 		if left > 0 {
 			info |= 1
 		}
-		le.PutUint16(b[pos:], 0xD110)
+		le.PutUint16(b[pos:], magic)
 		le.PutUint16(b[pos+2:], uint16(info))
 		le.PutUint32(b[pos+4:], 1)
 		le.PutUint64(b[pos+8:], uint64(recordsAt+pos))
 		le.PutUint32(b[pos+16:], uint32(left))
 		pos += head
 	}
-	for _, n := range lengths {
+	for _, body := range bodies {
 		if pos < size && pos%pageSize == 0 {
 			header(0)
 		}
@@ -44,15 +56,14 @@ func segmentOf(lengths ...int) []byte {
 			break
 		}
 		start := uint64(recordsAt + pos)
-		record := bytes.Repeat([]byte{0xAB}, n)
-		le.PutUint32(record, uint32(n))
+		record := append(make([]byte, 24, 24+len(body)), body...)
+		le.PutUint32(record, uint32(len(record)))
 		le.PutUint64(record[8:], previous)
 		record[16], record[17] = 0, 10
-		if n == 24 { // pg_switch_wal's has no data
+		if len(body) == 0 {
 			record[16], record[17] = 0x40, 0
 		}
-		table := crc32.MakeTable(crc32.Castagnoli)
-		le.PutUint32(record[20:], crc32.Update(crc32.Checksum(record[24:], table), table, record[:20]))
+		le.PutUint32(record[20:], crc32.Update(crc32.Checksum(body, table), table, record[:20]))
 		for len(record) > 0 && pos < size {
 			if pos%pageSize == 0 {
 				header(len(record))
