@@ -44,7 +44,7 @@ test: go-version check ## every test, with the race detector and real servers; f
 	cd test/faultfs && CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 # What speaks to a PostgreSQL server; the rest does not change with its version, and neither do data races.
-MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal
+MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal ./internal/changes
 
 # What breaks storages, disks and processes, or reads archives of one version that WAL-G or WAL-E wrote: the server's version changes nothing.
 MATRIX_SKIP := Kill|Secrets|Memory|PowerLoss|Hostile|BadDisk|OfTheStorage|OfWAL[GE]|OneSegmentOneWins|RacesWith|ADamagedPart|ADeltaBackup|ReadOnlyAnd|Strange|Encrypt|Keys|PublicKey|GnuPG|GoogleCloud|ALinkCalled

@@ -7,6 +7,26 @@
 // What it promises: a block that differs between both ends and that PostgreSQL's log accounts for is in the Map. Blocks in it that
 // did not change cost space and nothing else. Other forks are not in it: the free space map is not logged in full, and those
 // files are small, so a delta has them whole.
+//
+// # Why the log accounts for everything
+//
+// A record names the blocks that it changes in a form that is the same for all resource managers, those of extensions included. That
+// is all there is to heaps, indexes of every kind, sequences, generic records, page images and hint bits (XLOG_FPI, XLOG_FPI_FOR_HINT). Records
+// that change files of relations in another way bear a flag for programs like this one (XLR_SPECIAL_REL_UPDATE). They are those of
+//
+//   - RM_SMGR_ID: a relation's file is created or cut;
+//   - RM_XACT_ID: the end of a transaction that drops relations, prepared or not;
+//   - RM_DBASE_ID: a database's folder is copied from another one, created, or dropped.
+//
+// A record with that flag that is none of these is an error, not a hole (pg_rewind goes by the same rule). What the others do without naming
+// blocks is nothing to relations: RM_TBLSPC_ID makes directories, RM_RELMAP_ID writes a file that backups have whole, RM_CLOG_ID, RM_MULTIXACT_ID
+// and RM_COMMIT_TS_ID write files that are no relations, RM_LOGICALMSG_ID, RM_REPLORIGIN_ID, RM_STANDBY_ID and heap's mappings for logical decoding
+// (XLOG_HEAP2_REWRITE) write none; XLOG_HEAP_TRUNCATE is told to logical decoding, and the cutting has a record of RM_SMGR_ID.
+//
+// Not in the log are: pages that are empty, by which a relation grows, and which are zeros wherever a file is lengthened; unlogged and
+// temporary relations, which backups leave out; hint bits where neither checksums nor wal_log_hints are on: such a page differs and has the
+// position of its last record from before, and may be restored as it was; what pg_checksums does to a cluster that is shut down, which whoever
+// uses a Map must find out from the control file; and whatever is written with wal_level = minimal, which is refused.
 package changes
 
 import (
