@@ -21,7 +21,7 @@ const (
 	blocksDir = "walden_blocks"
 
 	// blocksLimit bounds what a push takes longer for the record of changed blocks.
-	blocksLimit = 15 * time.Second
+	blocksLimit = 5 * time.Second
 
 	// blocksKept is for how many segments the folder is kept: a group, the one before it and the one that comes next.
 	blocksKept = 3 * changes.GroupSegments

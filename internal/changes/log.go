@@ -103,14 +103,19 @@ func (f *Folder) Segment(r io.Reader) error {
 	return nil
 }
 
-// record takes in one record.
-func (f *Folder) record(r *wal.Record) error {
+func (f *Folder) record(r *wal.Record) error { return f.take(r, f.records.Header().Major) }
+
+// take takes in one record of a major version.
+func (f *Folder) take(r *wal.Record, major int) error {
 	for _, b := range r.Blocks {
+		if b.Block == noBlock {
+			return fmt.Errorf("%w: resource manager %d, %02X with block %d", ErrUnknownRecord, r.Manager, r.Info, b.Block)
+		}
 		if b.Fork == wal.MainFork {
 			f.changes.Mark(Relation(b.Relation), b.Block)
 		}
 	}
-	known, err := f.special(r)
+	known, err := f.special(r, major)
 	if err == nil && !known && r.SpecialUpdate() {
 		err = fmt.Errorf("%w: resource manager %d, %02X", ErrUnknownRecord, r.Manager, r.Info)
 	}
@@ -118,11 +123,11 @@ func (f *Folder) record(r *wal.Record) error {
 }
 
 // special takes in what a record says besides its blocks. known is false for records of which nothing is known but these.
-func (f *Folder) special(r *wal.Record) (known bool, err error) {
+func (f *Folder) special(r *wal.Record, major int) (known bool, err error) {
 	d := &recordData{b: r.Data}
 	switch r.Manager {
 	case managerXLog:
-		err = checkLevel(r.Info&kindOf, f.records.Header().Major, d)
+		err = checkLevel(r.Info&kindOf, major, d)
 	case managerXact:
 		switch r.Info & kindOfTransaction {
 		case xactCommit, xactAbort, xactCommitPrepared, xactAbortPrepared:
@@ -132,7 +137,7 @@ func (f *Folder) special(r *wal.Record) (known bool, err error) {
 	case managerStorage:
 		known = f.storage(r.Info&kindOf, d)
 	case managerDatabase:
-		known = f.database(r.Info&kindOf, f.records.Header().Major, d)
+		known = f.database(r.Info&kindOf, major, d)
 	}
 	if err == nil && d.short {
 		err = fmt.Errorf("%w: resource manager %d, %02X with %d bytes of data", ErrUnknownRecord, r.Manager, r.Info, len(r.Data))
