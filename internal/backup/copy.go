@@ -132,10 +132,22 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 		return nil
 	}
 	size := st.Size()
-	h.Typeflag, h.Size = tar.TypeReg, size
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		w.owner(h, owner{sys.Uid, sys.Gid})
 	}
+	how, blocks, err := w.blocksOf(ctx, file, name, size)
+	switch {
+	case err != nil:
+		return err
+	case how == catalog.Elsewhere:
+		w.job.contents.Files.Skipped(i, size)
+		w.job.record(i, pgdata.PageReport{})
+		return nil
+	case how == catalog.Increment:
+		rel, _ := pgdata.ParseRelationFile(name)
+		return w.writeIncrement(ctx, tw, h, file, i, rel, size, blocks)
+	}
+	h.Typeflag, h.Size = tar.TypeReg, size
 	if err := tw.WriteHeader(h); err != nil {
 		return err
 	}
@@ -153,12 +165,8 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(b)); err != nil {
 			return err
 		}
-		n, err := io.ReadFull(file, b)
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			clear(b[n:])
-		case err != nil:
-			return fmt.Errorf("cannot read data file: %w", err)
+		if err := readOrZeros(file, b, size-left); err != nil {
+			return err
 		}
 		_, _ = w.hash.Write(b) // a hash never fails
 		if verify {
@@ -170,8 +178,7 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 			return err
 		}
 		left -= int64(len(b))
-		w.counted += int64(len(b))
-		w.progress.Add(int64(len(b)))
+		w.count(int64(len(b)))
 	}
 	w.job.contents.Files.Wrote(i, size, w.hash.Sum128().Bytes())
 	if verify {
@@ -182,6 +189,12 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 		w.job.record(i, r)
 	}
 	return nil
+}
+
+// count tells progress of bytes that were copied.
+func (w *copier) count(n int64) {
+	w.counted += n
+	w.progress.Add(n)
 }
 
 // record keeps what the verification of a file found, to be judged when the stop LSN is known, instead of what an

@@ -20,6 +20,7 @@ type job struct {
 	options   Options
 	log       *slog.Logger
 	relBlocks uint32 // blocks of a relation's segment file
+	delta     *delta // nil for a full backup
 	contents  catalog.Contents
 	owners    map[int]owner // of directories and links, by position in contents.Files; those of files are read with them
 	parts     []part
@@ -62,9 +63,10 @@ const (
 )
 
 // plan walks the data directory once and spreads its files over parts of about equal cost, in the order of the walk.
-func plan(ctx context.Context, dir string, control pgdata.Control, major int, tablespaces []pgdata.Tablespace, o Options, log *slog.Logger) (*job, error) {
-	j := &job{dir: dir, options: o, log: log, relBlocks: control.SegmentBlocks, owners: map[int]owner{}, pages: map[int]pgdata.PageReport{}}
+func plan(ctx context.Context, dir string, control pgdata.Control, major int, tablespaces []pgdata.Tablespace, d *delta, o Options, log *slog.Logger) (*job, error) {
+	j := &job{dir: dir, options: o, log: log, relBlocks: control.SegmentBlocks, delta: d, owners: map[int]owner{}, pages: map[int]pgdata.PageReport{}}
 	var cost int64
+	var costs []int64 // of a delta
 	err := pgdata.Walk(ctx, dir, pgdata.WalkOptions{
 		TablespaceVersionDir: pgdata.TablespaceVersionDir(major, control.CatalogVersion),
 		OnLink: func(name, target string) {
@@ -85,11 +87,21 @@ func plan(ctx context.Context, dir string, control pgdata.Control, major int, ta
 			f.Type, f.Size = catalog.Symlink, 0
 		}
 		j.contents.DataSize += e.Size
-		j.total += f.Size
-		cost += f.Size + fileCost
 		i, err := j.contents.Files.Add(f)
 		if err != nil {
 			return fmt.Errorf("cannot back up %s: %w", dir, err)
+		}
+		reads, skip := f.Size, false
+		if d != nil {
+			reads, skip = d.expect(j.relBlocks, f)
+			if skip {
+				j.contents.Files.Skipped(i, f.Size)
+			}
+			costs = append(costs, reads+fileCost)
+		}
+		j.total += reads
+		if !skip {
+			cost += reads + fileCost
 		}
 		if e.Kind != pgdata.File {
 			j.owners[i] = owner{uint32(e.UID), uint32(e.GID)}
@@ -99,8 +111,11 @@ func plan(ctx context.Context, dir string, control pgdata.Control, major int, ta
 	if err != nil {
 		return nil, err
 	}
+	if d != nil {
+		j.contents.Files.AsDelta()
+	}
 	target := min(o.PartSize, max(minPart, cost/int64(o.Workers*partsPerWorker)))
-	j.spread(target)
+	j.spread(target, costs)
 	return j, nil
 }
 
@@ -115,11 +130,18 @@ func inYoungerTablespace(name string, known []pgdata.Tablespace) bool {
 	return !slices.ContainsFunc(known, func(t pgdata.Tablespace) bool { return strconv.FormatUint(uint64(t.OID), 10) == oid })
 }
 
-// spread fills parts up to target; a file that fills a part by itself gets one of its own.
-func (j *job) spread(target int64) {
+// spread fills parts up to target; a file that fills a part by itself gets one of its own. costs are those of the entries where they
+// differ from their sizes.
+func (j *job) spread(target int64, costs []int64) {
 	open := -1
 	for i := range j.contents.Files.Len() {
+		if j.contents.Files.At(i).Stored == catalog.Elsewhere {
+			continue
+		}
 		cost := j.contents.Files.Size(i) + fileCost
+		if costs != nil {
+			cost = costs[i]
+		}
 		n := open
 		if open < 0 || cost >= target {
 			n = len(j.parts)

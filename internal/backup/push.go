@@ -50,6 +50,7 @@ type Options struct {
 	NoRelations     bool            // leave out the names of databases and tables
 	Hostname        string
 	Version         string // of this program
+	Delta           DeltaOptions
 	Compression     string // names recorded in the manifest
 	Encryption      string
 }
@@ -66,7 +67,7 @@ type Outcome struct {
 // abandonTimeout bounds the removal of what a failed backup has stored.
 const abandonTimeout = time.Minute
 
-// Push takes a full backup.
+// Push takes a backup: a delta where the options ask for one and there is a backup to base it on, or else a full one.
 func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	info := d.Server.Info()
 	dir, control, err := examineDataDir(o.DataDir, info)
@@ -79,6 +80,11 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	if o.Verify && info.BlockSize != pgdata.PageSize {
 		d.Log.Warn("page checksums are not verified: the cluster's pages have an unusual size", "block_size", info.BlockSize)
 		o.Verify = false
+	}
+
+	from, err := chooseBase(ctx, d, o, info, control)
+	if err != nil {
+		return out, err
 	}
 
 	mode, err := d.Server.EnterBackupMode(ctx, "walden "+time.Now().UTC().Format(time.RFC3339))
@@ -94,7 +100,18 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	if err != nil {
 		return out, err
 	}
-	draft, err := d.Catalog.Begin(ctx, begin(mode.Start(), info, dir, tablespaces, o))
+	var since *delta
+	if from != nil {
+		if from, err = orFull(ctx, d, from, from.precedes(ctx, d, dir, mode.Start())); err != nil {
+			return out, err
+		}
+	}
+	if from != nil {
+		if since, err = prepareDelta(ctx, d, o, from, mode.Start(), dir, control); err != nil {
+			return out, err
+		}
+	}
+	draft, err := d.Catalog.Begin(ctx, begin(mode.Start(), info, dir, tablespaces, from, o))
 	if err != nil {
 		return out, err
 	}
@@ -109,7 +126,7 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	d.Log.Info("backup begins", "action", "backup-push", "backup", draft.Name(), "state", "begin",
 		"start_lsn", mode.Start().LSN, "data_dir", dir, "to", d.Catalog)
 
-	job, err := plan(ctx, dir, control, info.Major, tablespaces, o, d.Log)
+	job, err := plan(ctx, dir, control, info.Major, tablespaces, since, o, d.Log)
 	if err != nil {
 		return out, err
 	}
@@ -160,7 +177,11 @@ func cluster(info postgres.Info) catalog.Cluster {
 	return catalog.Cluster{SystemIdentifier: info.SystemIdentifier, Major: info.Major, SegmentSize: info.WALSegmentSize}
 }
 
-func begin(s postgres.Start, info postgres.Info, dir string, tablespaces []pgdata.Tablespace, o Options) catalog.Start {
+func begin(s postgres.Start, info postgres.Info, dir string, tablespaces []pgdata.Tablespace, from *base, o Options) catalog.Start {
+	var delta *catalog.Delta
+	if from != nil {
+		delta = &from.delta
+	}
 	locations := map[uint32]string{}
 	for _, t := range tablespaces {
 		if !t.InPlace {
@@ -171,7 +192,7 @@ func begin(s postgres.Start, info postgres.Info, dir string, tablespaces []pgdat
 		LSN: s.LSN, Timeline: s.Timeline, Time: s.Time, Standby: s.Standby,
 		SystemIdentifier: info.SystemIdentifier, PgVersion: info.VersionNum, SegmentSize: info.WALSegmentSize,
 		PageSize: info.BlockSize, DataChecksums: info.DataChecksums, Hostname: o.Hostname, DataDir: dir,
-		Tablespaces: locations, UserData: o.UserData, Permanent: o.Permanent, Walden: o.Version,
+		Tablespaces: locations, UserData: o.UserData, Permanent: o.Permanent, Delta: delta, Walden: o.Version,
 		Compression: o.Compression, Encryption: o.Encryption,
 	}
 }

@@ -29,7 +29,11 @@ func errNoFiles(b Backup) error {
 // files are needed from them. Everything that the documents say is checked: each file is found whole in one of the backups, all of
 // them are of one cluster, and every part that is named lies in the storage.
 func (c *Catalog) Chain(ctx context.Context, b Backup) ([]Member, error) {
-	l, err := c.list(ctx, b, nil)
+	return c.chain(ctx, b, false)
+}
+
+func (c *Catalog) chain(ctx context.Context, b Backup, asBase bool) ([]Member, error) {
+	l, err := c.list(ctx, b, nil, asBase)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +50,7 @@ func (c *Catalog) Chain(ctx context.Context, b Backup) ([]Member, error) {
 			return nil, fmt.Errorf("cannot use backup %s: %w", b.Name, err)
 		}
 		met[base.Name] = true
-		if l, err = c.list(ctx, base, needed); err != nil {
+		if l, err = c.list(ctx, base, needed, false); err != nil {
 			return nil, fmt.Errorf("cannot use backup %s, which is based on %s: %w", b.Name, base.Name, err)
 		}
 		if memory += l.Files.memory; memory > maxFilesMemory {

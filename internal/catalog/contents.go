@@ -26,12 +26,13 @@ type File struct {
 	Type  FileType
 	Mode  fs.FileMode // permission bits
 	Part  int32       // index into Contents.Parts of the tar that holds it
-	Size  int64       // bytes, as stored in the tar
-	MTime int64       // nanoseconds since 1970, as the walk found it; not read back, since a restored file is a new one
-	Hash  [16]byte    // XXH3-128 of the bytes in the tar, big endian; zero for directories and links
+	Size  int64       // bytes, as stored in the tar; of the whole file where that is stored elsewhere
+	MTime int64       // nanoseconds since 1970, as the walk found it; read back only by [Catalog.Base], since a restored file is a new one
+	Hash  [16]byte    // XXH3-128 of the bytes in the tar, big endian; zero for what has none there
 	Link  string      // target of a symbolic link
 
-	Stored Stored // where a delta backup has it; Whole in a full one
+	Stored   Stored // where a delta backup has it; Whole in a full one
+	FileSize int64  // bytes of the whole file; other than Size where a delta that is being written has an increment
 
 	Corrupt *CorruptBlocks // pages that failed verification, nil if none
 }
@@ -138,7 +139,17 @@ type manifestFile struct {
 	Hash    string         `json:"xxh128,omitempty"`
 	Part    *int32         `json:"part,omitempty"` // index into parts, from 0
 	Corrupt *CorruptBlocks `json:"corrupt,omitempty"`
+
+	// Of a delta: "increment", or "elsewhere" for a file that has not changed, and the size of a file of which it has an increment.
+	Stored   string `json:"stored,omitempty"`
+	FileSize int64  `json:"file_size,omitempty"`
 }
+
+// The values of manifestFile.Stored; none stands for Whole.
+const (
+	storedIncrement = "increment"
+	storedElsewhere = "elsewhere"
+)
 
 // writeManifest writes one value per line, so that a manifest of a million files can be searched with grep.
 func writeManifest(w io.Writer, head manifestHead, c *Contents) error {
@@ -161,8 +172,15 @@ func writeManifest(w io.Writer, head manifestHead, c *Contents) error {
 			Name: tarName(f.Name), Dir: f.Type == Directory, Link: f.Link, Size: f.Size,
 			Mode: fmt.Sprintf("%04o", f.Mode.Perm()), MTime: time.Unix(0, f.MTime).UTC(), Corrupt: f.Corrupt,
 		}
-		if f.Type == Regular {
+		switch {
+		case f.Type != Regular:
+		case f.Stored == Elsewhere:
+			m.Stored = storedElsewhere
+		default:
 			m.Hash, m.Part = hex.EncodeToString(f.Hash[:]), &f.Part
+			if f.Stored == Increment {
+				m.Stored, m.FileSize = storedIncrement, f.FileSize
+			}
 		}
 		if err := writeItem(out, first, m); err != nil {
 			return err
@@ -231,7 +249,8 @@ func writeFiles(ctx context.Context, w io.Writer, c *Contents, relations Relatio
 	for _, f := range c.Files.All() {
 		err := key(tarName(f.Name))
 		if err == nil {
-			err = enc.Encode(fileMetadata{MTime: time.Unix(0, f.MTime).UTC(), CorruptBlocks: f.Corrupt})
+			err = enc.Encode(fileMetadata{IsIncremented: f.Stored == Increment, IsSkipped: f.Stored == Elsewhere,
+				MTime: time.Unix(0, f.MTime).UTC(), CorruptBlocks: f.Corrupt})
 		}
 		if err != nil {
 			return err
@@ -288,15 +307,20 @@ type Listing struct {
 		Files int
 		Size  int64 // bytes, as far as sizes are known
 	}
+
+	asBase bool // it is read to take a delta against: see [Base]
 }
 
 // List reads what is known of the contents of b and compares it with what the storage holds: a part that is named and
 // missing, or has another size than recorded, is an error.
-func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) { return c.list(ctx, b, nil) }
+func (c *Catalog) List(ctx context.Context, b Backup) (Listing, error) {
+	return c.list(ctx, b, nil, false)
+}
 
-// list is List for a backup that a newer one is based on: wants is what that one needs of it, nil for everything.
-func (c *Catalog) list(ctx context.Context, b Backup, wants *wants) (Listing, error) {
-	var l Listing
+// list is List for a backup that a newer one is based on: wants is what that one needs of it, nil for everything. asBase is for a newer
+// one that is to be taken.
+func (c *Catalog) list(ctx context.Context, b Backup, wants *wants, asBase bool) (Listing, error) {
+	l := Listing{asBase: asBase}
 	wants.begin()
 	stored, err := c.storedParts(ctx, b.Name)
 	if err != nil {
@@ -307,7 +331,7 @@ func (c *Catalog) list(ctx context.Context, b Backup, wants *wants) (Listing, er
 		l, err = c.listWALE(b, stored)
 	case b.ManifestSHA256 != "":
 		err = c.repo.ReadPlain(ctx, backupDir(b.Name)+manifestName, maxListing, func(r io.Reader) error {
-			l = Listing{}
+			l = Listing{asBase: asBase}
 			wants.begin()
 			return readManifest(r, b, &l, wants)
 		})
@@ -319,7 +343,7 @@ func (c *Catalog) list(ctx context.Context, b Backup, wants *wants) (Listing, er
 			document = sentinelKey(b.Name) // its members "Files" and "TarFileSets" are those of files_metadata.json
 		}
 		err = c.repo.ReadPlain(ctx, document, maxListing, func(r io.Reader) error {
-			l = Listing{}
+			l = Listing{asBase: asBase}
 			wants.begin()
 			return c.listOther(b, &l, stored, r, wants)
 		})
@@ -458,7 +482,16 @@ func (l *Listing) addFile(m manifestFile, wants *wants) error {
 		f.Type = Directory
 	case m.Link != "":
 		f.Type = Symlink
+	case m.Stored == storedElsewhere && m.Size >= 0:
+		f.Stored = Elsewhere
 	default:
+		switch m.Stored {
+		case "":
+		case storedIncrement:
+			f.Stored = Increment
+		default:
+			return fmt.Errorf("file %q is said to be stored as %.100q", m.Name, m.Stored)
+		}
 		if n, err := hex.Decode(f.Hash[:], []byte(m.Hash)); err != nil || n != len(f.Hash) || len(m.Hash) != 2*len(f.Hash) || m.Size < 0 {
 			return fmt.Errorf("file %q has no valid hash and size", m.Name)
 		}
@@ -469,8 +502,17 @@ func (l *Listing) addFile(m manifestFile, wants *wants) error {
 	if m.Part != nil {
 		f.Part = *m.Part
 	}
-	if !wants.take(name, Whole) {
+	if l.asBase {
+		if f.Stored == Increment {
+			f.Size = max(0, m.FileSize)
+		}
+		f.MTime = mtimeForBase(name, m.MTime)
+	}
+	if !wants.take(name, f.Stored) {
 		l.Passed.Files++
+		if f.Stored == Elsewhere {
+			return nil
+		}
 		l.Passed.Size += max(0, min(m.Size, math.MaxInt64-l.Passed.Size))
 		return nil
 	}
@@ -514,7 +556,11 @@ func (c *Catalog) listOther(b Backup, l *Listing, stored map[string]int64, r io.
 						l.Passed.Files++
 						return nil
 					}
-					_, err = l.Files.Add(File{Name: name, Stored: how, Corrupt: m.CorruptBlocks})
+					f := File{Name: name, Stored: how, Corrupt: m.CorruptBlocks}
+					if l.asBase {
+						f.Size, f.MTime = -1, mtimeForBase(name, m.MTime)
+					}
+					_, err = l.Files.Add(f)
 					return err
 				})
 			case strings.EqualFold(key, "TarFileSets"):

@@ -34,6 +34,7 @@ type Start struct {
 	Tablespaces      map[uint32]string // OID → location; without those that lie in place
 	UserData         json.RawMessage   // nil if none
 	Permanent        bool
+	Delta            *Delta // what it is based on, nil for a full backup
 	Walden           string // version of this program
 	Compression      string
 	Encryption       string
@@ -68,13 +69,16 @@ type draftDocument struct {
 	StartTime time.Time `json:"start_time"`
 }
 
-// Begin claims the name of a new full backup in the archive. A name that a finished backup bears is refused: on a
+// Begin claims the name of a new backup in the archive. A name that a finished backup bears is refused: on a
 // standby two backups that start from the same restart point have the same name. What an earlier run of the same
 // host and data directory left under that name is removed; the caller holds the server's backup lock, so that run is over.
 func (c *Catalog) Begin(ctx context.Context, start Start) (*Draft, error) {
 	d := &Draft{
 		c: c, start: start, sealed: map[string]repo.Sealed{},
 		name: fullName(wal.SegmentAt(start.Timeline, start.LSN, start.SegmentSize), start.SegmentSize),
+	}
+	if start.Delta != nil {
+		d.name = deltaName(d.name, start.Delta.From)
 	}
 	if err := d.refuseExisting(ctx); err != nil {
 		return nil, err
@@ -257,15 +261,21 @@ func (d *Draft) documents(stop Stop, contents *Contents) (sentinel, manifestHead
 	for _, p := range d.sealed {
 		s.CompressedSize += p.Size
 	}
+	if delta := st.Delta; delta != nil {
+		s.DeltaLSN, s.DeltaFrom, s.DeltaFullName, s.DeltaCount = &delta.LSN, &delta.From, &delta.FullName, &delta.Count
+	}
+	var whole int64 // bytes of the restored files
 	for _, f := range contents.Files.All() {
 		if f.Type == Regular {
-			s.UncompressedSize += f.Size
+			whole += f.FileSize
+			if f.Stored != Elsewhere {
+				s.UncompressedSize += f.Size
+			}
 		}
 		if f.Corrupt != nil {
 			s.Walden.CorruptBlocks += f.Corrupt.Count
 		}
 	}
-	inParts := s.UncompressedSize
 	s.UncompressedSize += contents.UtilitySize
 	if len(st.Tablespaces) > 0 {
 		s.Spec = &TablespaceSpec{BasePrefix: st.DataDir, Tablespaces: st.Tablespaces}
@@ -277,7 +287,7 @@ func (d *Draft) documents(stop Stop, contents *Contents) (sentinel, manifestHead
 		SegmentSize: st.SegmentSize, PageSize: st.PageSize, DataChecksums: st.DataChecksums, Standby: st.Standby,
 		Compression: st.Compression, Encryption: st.Encryption,
 		WAL:     manifestWAL{State: stop.WAL, First: stop.First.Name(st.SegmentSize), Last: stop.Last.Name(st.SegmentSize)},
-		WALLink: contents.WALLink, DataSize: inParts,
+		WALLink: contents.WALLink, DataSize: whole,
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 type Files struct {
 	blocks []*[blockFiles]fileRecord
 	mtimes []*[blockFiles]int64 // nil for a block whose entries have none
+	sizes  []*[blockFiles]int64 // of the whole files where a delta has increments of them; nil for a block without
 	n      int
 
 	names [][]byte // the last elements of names, one after the other
@@ -94,6 +95,7 @@ func (l *Files) Add(f File) (int, error) {
 	}
 	if i%blockFiles == 0 {
 		l.blocks, l.mtimes = append(l.blocks, new([blockFiles]fileRecord)), append(l.mtimes, nil)
+		l.sizes = append(l.sizes, nil)
 	}
 	if b := i / blockFiles; f.MTime != 0 {
 		if l.mtimes[b] == nil {
@@ -155,6 +157,10 @@ func (l *Files) file(i int, name string) File {
 	if times := l.mtimes[i/blockFiles]; times != nil {
 		f.MTime = times[i%blockFiles]
 	}
+	f.FileSize = f.Size
+	if sizes := l.sizes[i/blockFiles]; sizes != nil && f.Stored == Increment {
+		f.FileSize = sizes[i%blockFiles]
+	}
 	return f
 }
 
@@ -194,10 +200,30 @@ func (l *Files) Len() int {
 // Place notes which part holds the entry at a position.
 func (l *Files) Place(i, part int) { l.record(i).part = int32(part) }
 
-// Wrote notes what was written of the regular file at a position.
-func (l *Files) Wrote(i int, size int64, hash [16]byte) {
+// Wrote notes what was written of the regular file at a position, of which the backup has everything.
+func (l *Files) Wrote(i int, size int64, hash [16]byte) { l.wrote(i, Whole, size, hash) }
+
+// AsDelta prepares the list for a backup that has increments: WroteIncrement may be called from now on, and nothing added.
+func (l *Files) AsDelta() {
+	for b := range l.sizes {
+		l.sizes[b] = new([blockFiles]int64)
+	}
+	l.memory += int64(l.n) * 8
+}
+
+// WroteIncrement notes that an increment of size bytes was written of the regular file at a position, which has fileSize bytes.
+func (l *Files) WroteIncrement(i int, size, fileSize int64, hash [16]byte) {
+	l.wrote(i, Increment, size, hash)
+	l.sizes[i/blockFiles][i%blockFiles] = fileSize
+}
+
+// Skipped notes that nothing was written of the regular file at a position, which has fileSize bytes.
+func (l *Files) Skipped(i int, fileSize int64) { l.wrote(i, Elsewhere, fileSize, [16]byte{}) }
+
+func (l *Files) wrote(i int, how Stored, size int64, hash [16]byte) {
 	r := l.record(i)
 	r.kind, r.size, r.hash = Regular, size, hash
+	r.mode = r.mode&(1<<storedBits-1) | uint16(how)<<storedBits
 }
 
 // Drop takes the entry at a position out of the backup: it had vanished when it was to be copied.
@@ -211,11 +237,16 @@ func (l *Files) SetCorrupt(i int, c *CorruptBlocks) {
 	}
 }
 
+// placed tells whether one of the backup's parts has the entry.
+func (r *fileRecord) placed() bool {
+	return r.kind != dropped && Stored(r.mode>>storedBits) != Elsewhere
+}
+
 // byPart returns the positions of the entries of each of the first parts.
 func (l *Files) byPart(parts int) [][]uint32 {
 	count := make([]int, parts+1)
 	for i := range l.n {
-		if r := l.record(i); r.kind != dropped {
+		if r := l.record(i); r.placed() {
 			count[r.part]++
 		}
 	}
@@ -224,7 +255,7 @@ func (l *Files) byPart(parts int) [][]uint32 {
 		lists[p] = make([]uint32, 0, count[p])
 	}
 	for i := range l.n {
-		if r := l.record(i); r.kind != dropped {
+		if r := l.record(i); r.placed() {
 			lists[r.part] = append(lists[r.part], uint32(i))
 		}
 	}

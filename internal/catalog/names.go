@@ -38,6 +38,9 @@ func fullName(start wal.Segment, segmentSize int64) string {
 	return "base_" + start.Name(segmentSize)
 }
 
+// deltaName names a delta that begins in the same segment as a full backup of the given name would.
+func deltaName(full, base string) string { return full + "_D_" + Backup{Name: base}.WALFile() }
+
 func sentinelKey(backup string) string { return backupsDir + backup + sentinelSuffix }
 func backupDir(backup string) string   { return backupsDir + backup + "/" }
 

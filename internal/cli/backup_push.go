@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,8 +26,10 @@ func (a *app) backupPush() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup-push [PGDATA]",
 		Short: "Take a base backup of the running cluster",
-		Long: "Takes a full backup of the running cluster whose data directory is PGDATA (default: the setting PGDATA, else what the\n" +
+		Long: "Takes a backup of the running cluster whose data directory is PGDATA (default: the setting PGDATA, else what the\n" +
 			"server says), from a primary or a standby, and waits until the WAL that it needs is in the archive.\n\n" +
+			"With WALG_DELTA_MAX_STEPS above 0 it takes a delta against the newest backup: of each relation only the pages that changed\n" +
+			"since. Where a delta would be unsafe it takes a full backup, and the log says why.\n\n" +
 			"Exit codes: 0 success; 1 error, no backup was taken; 3 the backup was taken, but pages of the cluster are corrupt;\n" +
 			"4 the backup was taken, but its WAL did not reach the archive in time.",
 		Args: arguments(0, 1),
@@ -37,13 +38,19 @@ func (a *app) backupPush() *cobra.Command {
 				return err
 			}
 			a.setTarget(o.storage)
-			if o.deltaName != "" || o.deltaUserData != "" {
-				a.log.Warn("taking a full backup: this version of walden takes no deltas", "base", cmp.Or(o.deltaName, o.deltaUserData))
-			}
 			options := backup.Options{
 				DataDir:   a.config.Postgres.DataDir,
 				Permanent: o.permanent, StoreAllCorrupt: o.allCorrupt || a.config.Backup.StoreAllCorrupt, Verify: a.config.Backup.VerifyPages,
 				NoRelations: a.config.Backup.NoRelations,
+			}
+			if o.deltaName != "" && o.deltaUserData != "" {
+				return usage(cmd, "--delta-from-name and --delta-from-user-data are given, and only one can name the base")
+			}
+			if !o.full {
+				var err error
+				if options.Delta, err = deltaOptions(a.config.Backup, o.deltaName, o.deltaUserData); err != nil {
+					return usage(cmd, "%w", err)
+				}
 			}
 			if len(args) == 1 {
 				options.DataDir = args[0]
@@ -69,9 +76,9 @@ func (a *app) backupPush() *cobra.Command {
 	f.BoolVarP(&o.verify, "verify", "v", false, "check page checksums (done anyway where the cluster has them; --verify=false leaves it out)")
 	f.BoolVarP(&o.allCorrupt, "store-all-corrupt", "s", false, "name all corrupt blocks in the metadata, not just the first ten of a file")
 	f.StringVar(&o.userData, "add-user-data", "", "`JSON` to store with the backup")
-	f.BoolVarP(&o.full, "full", "f", false, "take a full backup (this version takes no others)")
-	f.StringVar(&o.deltaName, "delta-from-name", "", "accepted, without effect: a full backup is taken, which needs no base")
-	f.StringVar(&o.deltaUserData, "delta-from-user-data", "", "accepted, without effect: a full backup is taken, which needs no base")
+	f.BoolVarP(&o.full, "full", "f", false, "take a full backup, whatever WALG_DELTA_MAX_STEPS is")
+	f.StringVar(&o.deltaName, "delta-from-name", "", "take a delta against the backup of this `NAME`")
+	f.StringVar(&o.deltaUserData, "delta-from-user-data", "", "take a delta against the backup with this `JSON`")
 	f.StringVar(&o.storage, "target-storage", "", "name of the storage")
 	// Ways of packing that WAL-G offers. walden spreads files evenly by itself, and restores do not depend on it.
 	f.BoolVarP(&o.rating, "rating-composer", "r", false, "accepted, without effect")
@@ -79,6 +86,21 @@ func (a *app) backupPush() *cobra.Command {
 	f.BoolVarP(&o.database, "database-composer", "b", false, "accepted, without effect")
 	f.BoolVar(&o.noFiles, "without-files-metadata", false, "accepted, without effect")
 	return cmd
+}
+
+// deltaOptions are the settings, of which the base can be named by a flag.
+func deltaOptions(c config.Backup, name, userData string) (backup.DeltaOptions, error) {
+	if name == "" && userData == "" {
+		name, userData = c.DeltaFromName, c.DeltaFromUserData
+	}
+	o := backup.DeltaOptions{MaxSteps: c.DeltaMaxSteps, FromFull: c.DeltaOrigin == "LATEST_FULL", Name: name, UseWAL: c.UseWALDelta, ForceWAL: c.ForceWALDelta}
+	if userData != "" {
+		if !json.Valid([]byte(userData)) {
+			return o, fmt.Errorf("cannot find the base by the user data %s: not valid JSON (a string needs its quotes)", userData)
+		}
+		o.UserData = json.RawMessage(userData)
+	}
+	return o, nil
 }
 
 // setTarget takes --target-storage into the settings.
@@ -104,9 +126,6 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	info := server.Info()
 	if verifyAsked && !info.DataChecksums {
 		a.log.Warn("page checksums cannot be verified: the cluster has none")
-	}
-	if steps := a.config.Backup.DeltaMaxSteps; steps > 0 {
-		a.log.Warn("taking a full backup: this version of walden takes no deltas", "WALG_DELTA_MAX_STEPS", steps)
 	}
 	o.Verify = o.Verify && info.DataChecksums
 	o.Workers = a.workers(a.config.Backup.DiskConcurrency, c.PutMemory()+copyMemory)

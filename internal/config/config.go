@@ -204,6 +204,7 @@ type Backup struct {
 	DeltaFromName     string
 	DeltaFromUserData string // JSON text, "" for none
 	UseWALDelta       bool   // wal-push records which blocks changed, and backup-push uses it
+	ForceWALDelta     bool   // no delta that has to read every page
 }
 
 // Restore holds the settings of backup-fetch.

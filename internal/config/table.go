@@ -51,7 +51,6 @@ func concurrency() *bounds { return between(1, 1024) }
 
 // Reasons that several settings share.
 const (
-	noDelta    = "walden takes full backups only"
 	noFailover = "there is one storage: failover storages are not used"
 	noProfiles = "walden has no debug server and writes no profiles"
 	noComposer = "walden has one way of dividing a cluster into parts"
@@ -513,24 +512,24 @@ func backup() []Definition {
 
 func delta() []Definition {
 	return inGroup(groupDelta, []Definition{
-		{Name: "WALG_DELTA_MAX_STEPS", Type: Integer, Default: "0", bounds: between(0, 10000), Effect: noDelta,
+		{Name: "WALG_DELTA_MAX_STEPS", Type: Integer, Default: "0", bounds: between(0, 10000),
 			Help:  "Longest chain of deltas on a full backup; 0 takes full backups only.",
 			field: func(c *Config) any { return &c.Backup.DeltaMaxSteps }},
 		{Name: "WALG_DELTA_ORIGIN", Type: Choice, Choices: []string{"LATEST", "LATEST_FULL"}, Default: "LATEST",
-			Effect: noDelta,
-			Help:   "What a delta is based on: the latest backup, or the full backup that that one is based on.",
-			field:  func(c *Config) any { return &c.Backup.DeltaOrigin }},
-		{Name: "WALG_DELTA_FROM_NAME", Type: Text, Effect: noDelta,
+			Help:  "What a delta is based on: the latest backup, or the full backup that that one is based on.",
+			field: func(c *Config) any { return &c.Backup.DeltaOrigin }},
+		{Name: "WALG_DELTA_FROM_NAME", Type: Text,
 			Help:  "Name of the backup that a delta is based on.",
 			field: func(c *Config) any { return &c.Backup.DeltaFromName }},
-		{Name: "WALG_DELTA_FROM_USER_DATA", Type: JSON, Effect: noDelta,
+		{Name: "WALG_DELTA_FROM_USER_DATA", Type: JSON,
 			Help:  "User data of the backup that a delta is based on.",
 			field: func(c *Config) any { return &c.Backup.DeltaFromUserData }},
 		{Name: "WALG_USE_WAL_DELTA", Type: Boolean, Default: "false",
 			Help:  "Record changed blocks while WAL is archived, and use the record for deltas.",
 			field: func(c *Config) any { return &c.Backup.UseWALDelta }},
-		{Name: "WALG_FORCE_WAL_DELTA", Type: Boolean, Default: "false", Effect: noDelta,
-			Help: "Fail where the record of changed blocks cannot be used."},
+		{Name: "WALG_FORCE_WAL_DELTA", Type: Boolean, Default: "false",
+			Help:  "Fail where neither the record of changed blocks nor the server's summaries can be used, instead of reading every page.",
+			field: func(c *Config) any { return &c.Backup.ForceWALDelta }},
 	})
 }
 

@@ -23,7 +23,7 @@ type Suspect struct {
 // PageReport is what a [PageVerifier] found in one file. Block numbers count within the segment file, so the first
 // block of 16384.1 is 0, as WAL-G reports them.
 type PageReport struct {
-	Pages   uint32    // complete pages seen
+	Pages   uint32    // complete pages seen; after Seek, the page behind the last one
 	Corrupt []uint32  // ascending
 	Suspect []Suspect // ascending
 	Odd     bool      // the bytes ended within a page
@@ -91,6 +91,9 @@ func (v *PageVerifier) Reset(ctx context.Context, file io.ReaderAt, segment uint
 	v.block, v.held, v.paused = 0, 0, 0
 	v.corrupt, v.suspect = v.corrupt[:0], v.suspect[:0]
 }
+
+// Seek makes block the page that the next Write begins with: only some pages of the file are copied. It is called between pages.
+func (v *PageVerifier) Seek(block uint32) { v.block = block }
 
 // Write takes the next bytes of the file. It fails only if the context has ended or the file cannot be read again;
 // bad pages are no error but a matter of the report.

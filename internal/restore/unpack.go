@@ -421,18 +421,20 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at readin
 	} else if before {
 		return fmt.Errorf("%w: %q appears twice", errContent, name)
 	}
+	write := u.assembly.whole
 	switch want.Stored {
 	case catalog.Increment:
-		return fileErrorOrNil(name, u.assembly.increment(u.sink, name, h, content))
+		write = u.assembly.increment
 	case catalog.Elsewhere:
 		return fmt.Errorf("%w: %q is in it, and is said not to be", errContent, name)
-	}
-	content, err := refuseIncrement(name, content)
-	if err != nil {
-		return fileError(name, err)
+	default:
+		var err error
+		if content, err = refuseIncrement(name, content); err != nil {
+			return fileError(name, err)
+		}
 	}
 	if !u.listing.Hashed {
-		return fileErrorOrNil(name, u.assembly.whole(u.sink, name, h, content))
+		return fileErrorOrNil(name, write(u.sink, name, h, content))
 	}
 	if h.Size != want.Size {
 		return fmt.Errorf("%w: %q has %d bytes, %d were written", errContent, name, h.Size, want.Size)
@@ -440,7 +442,7 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader, at readin
 	sum := u.hashers.Get().(*xxh3.Hasher128)
 	defer u.hashers.Put(sum)
 	sum.Reset()
-	if err := u.assembly.whole(u.sink, name, h, io.TeeReader(content, sum)); err != nil {
+	if err := write(u.sink, name, h, io.TeeReader(content, sum)); err != nil {
 		return fileError(name, err)
 	}
 	if sum.Sum128().Bytes() != want.Hash {
