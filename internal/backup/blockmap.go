@@ -42,6 +42,9 @@ func changedSince(ctx context.Context, d Deps, o Options, b *base, start postgre
 		read func() (*changes.Map, error)
 	}{
 		{"summaries", true, func() (*changes.Map, error) { return fromSummaries(ctx, d, dir, start, from, to) }},
+		{"archived WAL", o.Delta.UseWAL, func() (*changes.Map, error) {
+			return fromWAL(ctx, d, dir, start, from, to)
+		}},
 	}
 	var failed error
 	for _, s := range sources {
@@ -67,6 +70,24 @@ func changedSince(ctx context.Context, d Deps, o Options, b *base, start postgre
 	}
 	d.Log.Info("every page is read to find those that changed", "action", "backup-push", "source", "scan", "from", from, "to", to)
 	return nil, nil
+}
+
+// fromWAL reads what changed from the WAL. The segment in which the backup begins is ended, so that it can be read; often nothing is in
+// it yet but its header.
+func fromWAL(ctx context.Context, d Deps, dir string, start postgres.Start, from, to wal.LSN) (*changes.Map, error) {
+	size := d.Server.Info().WALSegmentSize
+	begins := wal.SegmentAt(start.Timeline, to, size).Start(size)
+	if to-begins > wal.HeaderSize {
+		if err := d.Server.SwitchWAL(ctx); err != nil {
+			return nil, err
+		}
+		begins = to
+	}
+	m, err := walChanges(ctx, d.Catalog, dir, from, begins, start.Timeline, size, d.Log)
+	if err == nil && m.To == begins {
+		m.To = to
+	}
+	return m, err
 }
 
 // fromSummaries reads what changed from the summaries that PostgreSQL 17 and newer keep. A hole in them is an error.

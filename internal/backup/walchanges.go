@@ -22,10 +22,11 @@ type walFiles interface {
 }
 
 // walChanges finds out from the archive which blocks changed from one position of the log to another one, as seen from timeline tl: from
-// the objects that wal-push recorded, and for the rest from the segments themselves. The Map covers from to to, or more. The error
+// the objects that wal-push recorded, and for the rest from the segments themselves; those not archived yet are read in the data
+// directory dir. The Map covers from to to, or more. The error
 // unwraps to errNotCovered if the archive cannot tell, for instance because the last segment is not there yet.
-func walChanges(ctx context.Context, c *catalog.Catalog, from, to wal.LSN, tl wal.Timeline, segmentSize int64, log *slog.Logger) (*changes.Map, error) {
-	w := &walFolder{files: c.WAL(), tip: tl, segmentSize: segmentSize, log: log}
+func walChanges(ctx context.Context, c *catalog.Catalog, dir string, from, to wal.LSN, tl wal.Timeline, segmentSize int64, log *slog.Logger) (*changes.Map, error) {
+	w := &walFolder{files: &clusterWAL{archive: c.WAL(), dir: dir}, tip: tl, segmentSize: segmentSize, log: log}
 	return w.changes(ctx, from, to)
 }
 

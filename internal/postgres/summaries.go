@@ -135,3 +135,12 @@ func (s *Server) ReadSummary(ctx context.Context, sum Summary, visit func(Summar
 	}
 	return nil
 }
+
+// SwitchWAL makes the server begin a new segment of WAL. A standby cannot.
+func (s *Server) SwitchWAL(ctx context.Context) error {
+	var at string
+	if err := s.query(ctx, []any{&at}, "SELECT pg_catalog.pg_switch_wal()::text"); err != nil {
+		return fmt.Errorf("cannot switch to a new segment of WAL: %w", err)
+	}
+	return nil
+}

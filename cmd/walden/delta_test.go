@@ -1,0 +1,264 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/testenv"
+)
+
+// deltaSite is an installation that takes deltas.
+func deltaSite(t *testing.T, settings ...string) *site {
+	t.Helper()
+	return newSite(t, append([]string{"WALG_DELTA_MAX_STEPS=8"}, settings...)...)
+}
+
+// push takes a backup and returns its name and what the log says.
+func (s *site) push(p *testenv.Postgres, args ...string) (name, log string) {
+	s.t.Helper()
+	r := s.must(p, append([]string{"backup-push", p.DataDir}, args...)...)
+	return s.latest(), r.stderr
+}
+
+// isDelta tells whether a backup is one, by its name.
+func isDelta(name string) bool { return strings.Contains(name, "_D_") }
+
+// workload makes random changes of every kind that has a rule of its own in a delta.
+type workload struct {
+	t      *testing.T
+	p      *testenv.Postgres
+	chance *rand.Rand
+	spaces []string // tablespaces
+	places []string // where they are
+	n      int      // of names given
+	tables []string // that exist
+	copies []string // databases that exist, besides postgres
+}
+
+func newWorkload(t *testing.T, p *testenv.Postgres, chance *rand.Rand) *workload {
+	w := &workload{t: t, p: p, chance: chance}
+	for i := range 2 {
+		dir := filepath.Join(testenv.Scratch(t), "space")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		own(t, dir)
+		w.spaces, w.places = append(w.spaces, fmt.Sprintf("space%d", i)), append(w.places, dir)
+		p.Exec(t, fmt.Sprintf("CREATE TABLESPACE space%d LOCATION '%s'", i, dir))
+	}
+	p.Exec(t, "CREATE DATABASE pattern")
+	p.ExecIn(t, "pattern", "CREATE TABLE old AS SELECT g AS id, repeat('o', 200) AS note FROM generate_series(1, 2000) AS g", "VACUUM FREEZE old")
+	for range 3 {
+		w.create()
+	}
+	return w
+}
+
+// elsewhere are the arguments that restore the tablespaces to other places.
+func (w *workload) elsewhere() (args []string) {
+	for _, place := range w.places {
+		args = append(args, "--tablespace-mapping", place+"="+filepath.Join(testenv.Scratch(w.t), "moved"))
+	}
+	return args
+}
+
+func (w *workload) name(kind string) string {
+	w.n++
+	return fmt.Sprintf("%s%d", kind, w.n)
+}
+
+func (w *workload) exec(sql string, args ...any) { w.p.Exec(w.t, fmt.Sprintf(sql, args...)) }
+
+func (w *workload) create() {
+	name := w.name("t")
+	kind := []string{"", "", "", "UNLOGGED "}[w.chance.IntN(4)]
+	space := append([]string{"pg_default"}, w.spaces...)[w.chance.IntN(3)]
+	w.exec("CREATE %sTABLE %s(id bigint PRIMARY KEY, note text) TABLESPACE %s", kind, name, space)
+	w.exec("ALTER TABLE %s ALTER note SET STORAGE EXTERNAL", name)
+	w.exec("INSERT INTO %s SELECT g, repeat(md5(g::text), %d) FROM generate_series(1, %d) AS g", name,
+		[]int{1, 3, 150}[w.chance.IntN(3)], 1+w.chance.IntN(3000))
+	w.tables = append(w.tables, name)
+}
+
+// step makes one change.
+func (w *workload) step() {
+	if len(w.tables) == 0 {
+		w.create()
+	}
+	i := w.chance.IntN(len(w.tables))
+	table := w.tables[i]
+	switch w.chance.IntN(17) {
+	case 0:
+		w.create()
+	case 1:
+		w.exec("DROP TABLE %s", table)
+		w.tables = append(w.tables[:i], w.tables[i+1:]...)
+	case 2:
+		w.exec("TRUNCATE %s", table)
+	case 3:
+		w.exec("INSERT INTO %s SELECT g, md5(g::text) FROM generate_series((SELECT coalesce(max(id), 0) + 1 FROM %s), (SELECT coalesce(max(id), 0) + %d FROM %s)) AS g",
+			table, table, 1+w.chance.IntN(4000), table)
+	case 4:
+		w.exec("UPDATE %s SET note = md5(note) WHERE id %% %d = 0", table, 1+w.chance.IntN(20))
+	case 5:
+		w.exec("UPDATE %s SET note = note || 'x' WHERE id = %d", table, 1+w.chance.IntN(3000))
+	case 6: // cuts the end off, which may grow again by pages that are empty
+		w.exec("DELETE FROM %s WHERE id > (SELECT coalesce(max(id), 0) / 2 FROM %s)", table, table)
+		w.exec("VACUUM %s", table)
+	case 7:
+		w.exec("VACUUM FULL %s", table)
+	case 8:
+		w.exec("REINDEX TABLE %s", table)
+	case 9:
+		w.exec("VACUUM (FREEZE) %s", table)
+	case 10:
+		w.exec("SELECT count(*) FROM %s", table) // hint bits
+		w.exec("CHECKPOINT")
+	case 11:
+		w.exec("CHECKPOINT")
+	case 12:
+		w.copyDatabase()
+	case 13:
+		w.exec("ALTER TABLE %s SET TABLESPACE %s", table, append([]string{"pg_default"}, w.spaces...)[w.chance.IntN(3)])
+	case 14:
+		if len(w.copies) > 0 {
+			w.exec("ALTER DATABASE %s SET TABLESPACE %s", w.copies[0], w.spaces[w.chance.IntN(2)])
+		}
+	case 15:
+		if len(w.copies) > 0 {
+			w.exec("DROP DATABASE %s", w.copies[0])
+			w.copies = w.copies[1:]
+		}
+	case 16:
+		if len(w.copies) > 0 {
+			w.p.ExecIn(w.t, w.copies[0], "UPDATE old SET note = 'new' WHERE id % 3 = 0", "VACUUM old")
+		}
+	}
+}
+
+// copyDatabase makes a database by both strategies, and sometimes with the OID of one that was dropped: its files take the place of
+// others, and have older positions in the log.
+func (w *workload) copyDatabase() {
+	name := w.name("d")
+	with := ""
+	if w.p.Major >= 15 {
+		with = []string{"STRATEGY = file_copy", "STRATEGY = wal_log", "STRATEGY = file_copy OID = 600000"}[w.chance.IntN(3)]
+		if strings.Contains(with, "OID") {
+			if old := w.p.Query(w.t, "SELECT datname FROM pg_database WHERE oid = 600000"); old != "" {
+				w.exec("DROP DATABASE %s", old)
+				for i, c := range w.copies {
+					if c == old {
+						w.copies = append(w.copies[:i:i], w.copies[i+1:]...)
+						break
+					}
+				}
+			}
+		}
+	}
+	w.exec("CREATE DATABASE %s TEMPLATE pattern %s", name, with)
+	w.copies = append(w.copies, name)
+}
+
+// clusterDigest is a summary of all rows of all databases.
+func clusterDigest(t *testing.T, p *testenv.Postgres) string {
+	t.Helper()
+	var all strings.Builder
+	for _, database := range strings.Fields(p.Query(t, "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1")) {
+		fmt.Fprintf(&all, "%s:", database)
+		for _, table := range strings.Fields(p.QueryIn(t, database, `SELECT c.oid::regclass FROM pg_class AS c WHERE relkind = 'r' AND relpersistence = 'p'
+			AND relnamespace = 'public'::regnamespace AND relname NOT LIKE 'churn%' ORDER BY 1::text`)) {
+			fmt.Fprintf(&all, " %s=%s", table, p.QueryIn(t, database, "SELECT count(*) || ' ' || coalesce(md5(string_agg(id || note, ',' ORDER BY id)), '') FROM "+table))
+			fmt.Fprintf(&all, "/%s", p.QueryIn(t, database, "SELECT count(*), sum(id) FROM "+table+" WHERE id > 0")) // by the index, where that is preferred
+		}
+		all.WriteString("\n")
+	}
+	return all.String()
+}
+
+// moment is a backup with what the cluster held when it ended.
+type moment struct{ backup, point, digest string }
+
+// Chains of deltas of random lengths, by each source, come back to what the cluster held.
+func TestRandomChainsOfDeltas(t *testing.T) {
+	t.Parallel()
+	for i := range testenv.Pick(2, chains(50)) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			if i < 4 {
+				t.Parallel()
+			}
+			randomChain(t, i)
+		})
+	}
+}
+
+// chains is how many chains the whole run takes: so many, or what the environment's WALDEN_TEST_CHAINS says.
+func chains(usual int) int {
+	if n, err := strconv.Atoi(os.Getenv("WALDEN_TEST_CHAINS")); err == nil {
+		return n
+	}
+	return usual
+}
+
+func randomChain(t *testing.T, number int) {
+	chance := testenv.Rand(t)
+	s := deltaSite(t, "WALG_COMPRESSION_METHOD=zstd").quick()
+	settings := s.archiving("autovacuum=off", "max_wal_size=64MB", "wal_log_hints="+[]string{"on", "off"}[chance.IntN(2)])
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Checksums: chance.IntN(2) == 0, Settings: settings})
+	summaries := p.Major >= 17
+	w := newWorkload(t, p, chance)
+	background := startLoad(t, p)
+	var moments []moment
+	for member := range 2 + chance.IntN(testenv.Pick(3, 8)) {
+		for range 3 + chance.IntN(12) {
+			w.step()
+		}
+		source := []string{"scan", "archived WAL", "summaries"}[(member+number+chance.IntN(2))%3]
+		if source == "summaries" && !summaries {
+			source = "scan"
+		}
+		if summaries {
+			p.Exec(t, fmt.Sprintf("ALTER SYSTEM SET summarize_wal = %t", source == "summaries" || chance.IntN(2) == 0))
+			p.Reload(t)
+		}
+		args := []string{"--walg-use-wal-delta=" + fmt.Sprint(source == "archived WAL"),
+			"--walg-delta-origin=" + []string{"LATEST", "LATEST", "LATEST_FULL"}[chance.IntN(3)]}
+		name, log := s.push(p, args...)
+		if isDelta(name) != (member > 0) {
+			t.Fatalf("backup %d is called %s\n%s", member, name, log)
+		}
+		used := "scan"
+		for _, known := range []string{"archived WAL", "summaries"} {
+			if strings.Contains(log, "only pages that changed are read") && strings.Contains(log, known) {
+				used = known
+			}
+		}
+		if member > 0 {
+			testenv.Figure(t, "deltas taken, by source", used, 1)
+		}
+		point := fmt.Sprintf("point%d", member)
+		background.stop()
+		p.Exec(t, "CHECKPOINT", "SELECT pg_create_restore_point('"+point+"')")
+		moments = append(moments, moment{name, point, clusterDigest(t, p)})
+		s.archived(p)
+		background = startLoad(t, p)
+	}
+	background.stop()
+	s.archived(p)
+	for _, m := range moments {
+		settings := s.restoreSettings("recovery_target_name="+m.point, "recovery_target_action=promote", "enable_seqscan=off", "enable_bitmapscan=off")
+		restored := testenv.OpenPostgres(t, s.fetch(m.backup, w.elsewhere()...), testenv.PostgresOptions{Settings: settings})
+		restored.WaitFor(t, "SELECT pg_is_in_recovery()", "f", time.Minute)
+		if got := clusterDigest(t, restored); got != m.digest {
+			t.Errorf("backup %s came back as\n%s\ninstead of\n%s", m.backup, got, m.digest)
+		}
+		checkTables(t, restored)
+		restored.Stop("fast")
+	}
+	testenv.Figure(t, "chains of deltas restored", "members", len(moments))
+}
