@@ -687,7 +687,7 @@ func TestWhatTheOperatorAsksForIsInTheBackupAndWhatIsNotDataIsNot(t *testing.T) 
 	defer socket.Close()
 
 	r := s.must(p, "backup-push", p.DataDir, "--permanent", "--add-user-data", `{"night": [1, 2]}`,
-		"--log-format=json", "--walg-delta-max-steps=3", "--verify")
+		"--log-format=json", "--verify")
 	if r.stdout != "" {
 		t.Errorf("on standard output: %s", r.stdout)
 	}
@@ -717,9 +717,6 @@ func TestWhatTheOperatorAsksForIsInTheBackupAndWhatIsNotDataIsNot(t *testing.T) 
 	}
 	if unverified := lineWith(t, lines, "msg", "page checksums cannot be verified: the cluster has none"); unverified["level"] != "WARN" {
 		t.Errorf("the verification that was asked for: %v", unverified)
-	}
-	if steps := lineWith(t, lines, "WALG_DELTA_MAX_STEPS", 3.0); steps["level"] != "WARN" {
-		t.Errorf("the delta that was asked for: %v", steps)
 	}
 
 	list := s.listings()

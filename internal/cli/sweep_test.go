@@ -84,6 +84,8 @@ func sweepJobs() []sweepJob {
 			args: walFetch(func(*trial) string { return "00000002.history" }), check: absenceIsProven},
 		{name: "backup-fetch", failed: exitError, args: fetch, check: restoreIsRightOrUnusable, once: true},
 		{name: "backup-push", server: true, failed: exitError, args: push, check: backupsRestore},
+		{name: "backup-push of a delta", server: true, failed: exitError,
+			args: func(r *trial) []string { return append(push(r), "--walg-delta-max-steps=100") }, check: backupsRestore},
 		{name: "backup-push to an empty archive", server: true, empty: true, failed: exitError, args: push, check: backupsRestore},
 	}
 }

@@ -26,7 +26,7 @@ func TestCalledAsWALGWaldenSpeaksAsWALG(t *testing.T) {
 		{[]string{"wal-push", "/no/such/file"}, 1, "ERROR: "},
 		{[]string{"wal-fetch", "000000010000000000000001", "x"}, 1, "INFO: "}, // an empty archive is a wrong prefix
 		{[]string{"backup-fetch", "/no/such/directory/x", "LATEST"}, 1, "the archive holds no backup"},
-		{[]string{"backup-push", "/no/such/directory", "--full", "--pghost", "/no/such/directory"}, 1, "WALG_DELTA_MAX_STEPS has no effect"},
+		{[]string{"backup-push", "/no/such/directory", "--full", "--pghost", "/no/such/directory"}, 1, "cannot connect"},
 		{[]string{"wal-prefetch", "000000010000000000000001", "/tmp"}, 0, "nothing is prefetched"},
 		{[]string{"delete", "retain", "FULL", "7", "--confirm"}, 1, "nothing was deleted"},
 		{[]string{"delete"}, 1, "nothing was deleted"},
