@@ -172,7 +172,7 @@ func clusterDigest(t *testing.T, p *testenv.Postgres) string {
 	for _, database := range strings.Fields(p.Query(t, "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1")) {
 		fmt.Fprintf(&all, "%s:", database)
 		for _, table := range strings.Fields(p.QueryIn(t, database, `SELECT c.oid::regclass FROM pg_class AS c WHERE relkind = 'r' AND relpersistence = 'p'
-			AND relnamespace = 'public'::regnamespace AND relname NOT LIKE 'churn%' ORDER BY 1::text`)) {
+			AND relnamespace = 'public'::regnamespace AND relname NOT LIKE 'churn%' ORDER BY relname`)) {
 			fmt.Fprintf(&all, " %s=%s", table, p.QueryIn(t, database, "SELECT count(*) || ' ' || coalesce(md5(string_agg(id || note, ',' ORDER BY id)), '') FROM "+table))
 			fmt.Fprintf(&all, "/%s", p.QueryIn(t, database, "SELECT count(*), sum(id) FROM "+table+" WHERE id > 0")) // by the index, where that is preferred
 		}
