@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -261,4 +262,185 @@ func randomChain(t *testing.T, number int) {
 		restored.Stop("fast")
 	}
 	testenv.Figure(t, "chains of deltas restored", "members", len(moments))
+}
+
+// Without checksums and wal_log_hints VACUUM marks a page all visible and leaves its position in the log alone. With the new
+// visibility map and the old page, index-only scans would find rows that were deleted later.
+func TestAPageMarkedAllVisibleIsInTheDelta(t *testing.T) {
+	t.Parallel()
+	s := deltaSite(t).quick()
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off", "wal_log_hints=off")})
+	p.Exec(t, "CREATE TABLE t AS SELECT g AS id, 'x' AS note FROM generate_series(1, 10000) AS g", "CREATE INDEX ON t(id)", "SELECT count(*) FROM t", "CHECKPOINT")
+	s.push(p)
+	p.Exec(t, "VACUUM t")
+	name, log := s.push(p)
+	if !isDelta(name) || !strings.Contains(log, "every page is read") {
+		t.Fatalf("%s\n%s", name, log)
+	}
+	restored := testenv.OpenPostgres(t, s.fetch(name), testenv.PostgresOptions{
+		Settings: s.restoreSettings("recovery_target=immediate", "recovery_target_action=promote", "autovacuum=off"),
+	})
+	restored.WaitFor(t, "SELECT pg_is_in_recovery()", "f", time.Minute)
+	restored.Exec(t, "ALTER SYSTEM SET enable_seqscan = off", "ALTER SYSTEM SET enable_bitmapscan = off")
+	restored.Reload(t)
+	restored.WaitFor(t, "SHOW enable_bitmapscan", "off", time.Minute)
+	restored.Exec(t, "DELETE FROM t WHERE id = 5")
+	if got := restored.Query(t, "SELECT count(*) FROM t WHERE id = 5"); got != "0" {
+		t.Errorf("%s rows are found that were deleted", got)
+	}
+}
+
+// The files of a database that takes the place of another one by its OID have older positions in the log than the other's.
+func TestADatabaseInThePlaceOfAnotherIsInTheDelta(t *testing.T) {
+	t.Parallel()
+	s := deltaSite(t).quick()
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
+	if p.Major < 15 {
+		return // OIDs of databases cannot be chosen
+	}
+	p.Exec(t, "CREATE DATABASE pattern")
+	p.ExecIn(t, "pattern", "CREATE TABLE old AS SELECT g AS id, repeat('o', 200) AS note FROM generate_series(1, 2000) AS g", "VACUUM FREEZE old")
+	const rows = "SELECT count(*), md5(string_agg(id || note, ',' ORDER BY id)) FROM old"
+	want := p.QueryIn(t, "pattern", rows)
+	create := "CREATE DATABASE %s TEMPLATE pattern STRATEGY file_copy OID 600000"
+	p.Exec(t, fmt.Sprintf(create, "a"))
+	p.ExecIn(t, "a", "DELETE FROM old WHERE id % 3 = 0", "VACUUM old", "CHECKPOINT")
+	s.push(p)
+	p.Exec(t, "DROP DATABASE a", fmt.Sprintf(create, "b"))
+	for _, use := range []string{"false", "true"} { // by a scan, then by a map
+		s.push(p, "--walg-delta-origin=LATEST_FULL", "--walg-use-wal-delta="+use)
+		restored := testenv.OpenPostgres(t, s.fetch(s.latest()), testenv.PostgresOptions{
+			Settings: s.restoreSettings("recovery_target=immediate", "recovery_target_action=promote"),
+		})
+		restored.WaitFor(t, "SELECT pg_is_in_recovery()", "f", time.Minute)
+		if got := restored.QueryIn(t, "b", rows); got != want {
+			t.Errorf("with the WAL read (%s) the database came back as %s instead of %s", use, got, want)
+		}
+		restored.Stop("fast")
+	}
+}
+
+func TestWhatADeltaIsBasedOn(t *testing.T) {
+	t.Parallel()
+	s := deltaSite(t, "WALG_COMPRESSION_METHOD=zstd").quick()
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
+	push := func(delta bool, says string, args ...string) string {
+		t.Helper()
+		p.Exec(t, "CREATE TABLE IF NOT EXISTS n(i int)", "INSERT INTO n VALUES (1)")
+		name, log := s.push(p, args...)
+		if isDelta(name) != delta || !strings.Contains(log, says) {
+			t.Fatalf("backup-push %q takes %s and does not say %q\n%s", args, name, says, log)
+		}
+		return name
+	}
+	full := push(false, "there is none yet", "--add-user-data", `"first"`)
+	first := push(true, "base="+full)
+	s.checkDelta(first, full, full, 1)
+	second := push(true, "base="+first)
+	s.checkDelta(second, first, full, 2)
+	s.checkDelta(push(true, "base="+full, "--walg-delta-origin=LATEST_FULL"), full, full, 3)
+	s.checkDelta(push(true, "base="+full, "--delta-from-user-data", `"first"`), full, full, 1)
+	s.checkDelta(push(true, "base="+first, "--delta-from-name", first), first, full, 2)
+	push(false, "as long as it may be", "--walg-delta-max-steps=1")
+	third := push(true, "deltas=1")
+	push(false, "backup begins", "--full")
+	push(false, "is not permanent", "--permanent")
+	push(false, "is permanent")
+	s.fails(p, 1, []string{"cannot take a delta", "base_000000010000000000000FFF"}, "backup-push", p.DataDir, "--delta-from-name", "base_000000010000000000000FFF")
+	s.fails(p, 1, []string{"cannot take a delta without reading every page"}, "backup-push", p.DataDir, "--walg-force-wal-delta")
+
+	folder := filepath.Join(s.archive, "basebackups_005", third)
+	if err := os.Remove(filepath.Join(folder, "walden_manifest.json")); err != nil {
+		t.Fatal(err)
+	}
+	push(false, "cannot be restored", "--delta-from-name", third)
+	parts, err := filepath.Glob(filepath.Join(s.archive, "basebackups_005", second, "tar_partitions", "pg_control*"))
+	if err != nil || len(parts) != 1 {
+		t.Fatal(parts, err)
+	}
+	if err := os.Truncate(parts[0], 20); err != nil {
+		t.Fatal(err)
+	}
+	push(false, "taking a full backup", "--delta-from-name", second)
+}
+
+// checkDelta checks what a delta's documents have to say for WAL-G to restore it and to go on with it (WAL-G format, "Requirements for
+// deltas written by walden").
+func (s *site) checkDelta(name, base, full string, count int) {
+	s.t.Helper()
+	var doc, was struct {
+		LSN, DeltaLSN, FinishLSN uint64
+		DeltaFrom, DeltaFullName string
+		DeltaCount               int
+	}
+	type files struct {
+		Files       map[string]struct{ IsIncremented, IsSkipped bool }
+		TarFileSets map[string][]string
+	}
+	var has, had files
+	for path, into := range map[string]any{
+		name + "_backup_stop_sentinel.json": &doc, base + "_backup_stop_sentinel.json": &was,
+		name + "/files_metadata.json": &has, base + "/files_metadata.json": &had,
+	} {
+		b, err := os.ReadFile(filepath.Join(s.archive, "basebackups_005", path))
+		if err == nil {
+			err = json.Unmarshal(b, into)
+		}
+		if err != nil {
+			s.t.Fatalf("%s: %v", path, err)
+		}
+	}
+	if doc.DeltaFrom != base || doc.DeltaFullName != full || doc.DeltaCount != count || doc.DeltaLSN != was.LSN || was.FinishLSN > doc.LSN {
+		s.t.Errorf("the sentinel of %s is %+v, that of its base %+v", name, doc, was)
+	}
+	if want := "_D_" + strings.TrimPrefix(base, "base_")[:24]; !strings.HasSuffix(name, want) || len(name) != len("base_")+24+len(want) {
+		s.t.Errorf("a delta against %s is called %s", base, name)
+	}
+	inTars := map[string]bool{}
+	for _, set := range has.TarFileSets {
+		for _, file := range set {
+			inTars[file] = true
+		}
+	}
+	skipped, increments := 0, 0
+	for file, how := range has.Files {
+		if how.IsSkipped == inTars[file] {
+			s.t.Errorf("%s of %s is skipped (%v) and in a tar (%v)", file, name, how.IsSkipped, inTars[file])
+		}
+		if how.IsSkipped {
+			skipped++
+		}
+		if how.IsIncremented {
+			increments++
+		}
+		if _, there := had.Files[file]; !there && (how.IsSkipped || how.IsIncremented) {
+			s.t.Errorf("%s has not all of %s, and its base nothing", name, file)
+		}
+	}
+	if skipped < 100 || increments == 0 {
+		s.t.Errorf("of %s %d files were skipped, and %d are increments", name, skipped, increments)
+	}
+}
+
+func TestAChainOfWALGIsContinued(t *testing.T) {
+	t.Parallel()
+	f := readFixture(t, "delta-zstd")
+	s := f.site(t)
+	dir := s.fetch("LATEST")
+	settings := s.restoreSettings("recovery_target_timeline=latest")
+	for name, value := range s.archiving() {
+		settings[name] = value
+	}
+	p := recoverTemplate1(t, dir, settings)
+	p.ExecIn(t, "template1", "INSERT INTO orders(id, note) SELECT max(id) + 1, 'of walden' FROM orders")
+	const rows = "SELECT count(*), md5(string_agg(id||':'||note, ',' ORDER BY id)) FROM orders"
+	want := p.QueryIn(t, "template1", rows)
+	name, log := s.push(p, "--walg-delta-max-steps=5", "--pgdatabase=template1")
+	if !strings.HasSuffix(name, "_D_"+strings.TrimPrefix(f.Backup, "base_")[:24]) {
+		t.Fatalf("the chain was not continued but %s taken:\n%s", name, log)
+	}
+	restored := recoverTemplate1(t, s.fetch(name), s.restoreSettings("recovery_target=immediate", "recovery_target_action=promote"))
+	if got := restored.QueryIn(t, "template1", rows); got != want {
+		t.Errorf("orders came back as %s instead of %s", got, want)
+	}
 }
