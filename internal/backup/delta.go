@@ -171,6 +171,7 @@ func (w *copier) scan(ctx context.Context, file *os.File, name string, rel pgdat
 		if err := readOrZeros(file, b, at); err != nil {
 			return nil, false, err
 		}
+		w.count(int64(len(b)))
 		for ; len(b) > 0; b, at = b[pgdata.PageSize:], at+pgdata.PageSize {
 			page, block := b[:pgdata.PageSize], uint32(at/pgdata.PageSize)
 			switch {
@@ -316,8 +317,10 @@ func (w *copier) writeIncrement(ctx context.Context, tw *tar.Writer, h *tar.Head
 				return err
 			}
 		}
+		if w.job.delta.changed != nil { // else they were counted when they were looked at
+			w.count(int64(len(pages)))
+		}
 		_, err := out.Write(pages)
-		w.count(int64(len(pages)))
 		return err
 	}
 	for block := range blocks.All() {

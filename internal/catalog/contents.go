@@ -414,6 +414,9 @@ func readManifest(r io.Reader, b Backup, l *Listing, wants *wants) error {
 				if err := d.Decode(&m); err != nil {
 					return err
 				}
+				if m.Stored != "" && b.Delta == nil { // the rest of it would be nowhere
+					return fmt.Errorf("file %q of a full backup is said to be stored as %.100q", m.Name, m.Stored)
+				}
 				return l.addFile(m, wants)
 			})
 		case "data_size":
