@@ -426,3 +426,8 @@ func (c *Catalog) Empty(ctx context.Context) (bool, error) {
 	}
 	return true, nil
 }
+
+// HasUserData tells whether the backup's user data equals the JSON value given.
+func (b Backup) HasUserData(value json.RawMessage) bool {
+	return b.Problem == nil && len(b.UserData) > 0 && userDataEqual(b.UserData, value)
+}

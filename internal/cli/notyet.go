@@ -19,7 +19,6 @@ var missing = []struct{ name, instead string }{
 	{"catchup-send", "take a backup and restore it where the standby is"},
 	{"copy", "copy the archive with the storage's own tools: its objects hold no names of their place"},
 	{"daemon", "let archive_command and restore_command call wal-push and wal-fetch, which start within milliseconds"},
-	{"delete", "nothing was deleted; until walden has it, WAL-G's own binary, kept under another name, deletes in the same archive"},
 	{"pgbackrest", "restore repositories of pgBackRest with pgBackRest"},
 	{"st", "use the storage's own tools"},
 	{"wal-receive", "archive with archive_command"},

@@ -64,6 +64,13 @@ func sweepJobs() []sweepJob {
 		{name: "backup-list of an empty archive", empty: true, failed: exitError, args: words("backup-list", "--json"), check: listIsRight},
 		{name: "backup-list --detail", failed: exitError, args: words("backup-list", "--json", "--detail"), check: listIsRight},
 		{name: "backup-verify", failed: exitError, args: words("backup-verify", "LATEST", "--json"), check: proofIsRight},
+		{name: "delete, a dry run", failed: exitError, args: words("delete", "retain", "1"), check: nothingIsDeleted},
+		{name: "delete", failed: exitError, args: words("delete", "retain", "1", "--confirm"), check: theOldIsDeleted},
+		{name: "delete what is left", failed: exitError, args: words("delete", "retain", "1", "--confirm"), prepare: func(r *trial) {
+			r.remove("basebackups_005/" + r.backups[0] + "_backup_stop_sentinel.json")
+			r.put("basebackups_005/"+r.backups[0]+"/walden_removed.json", "{}")
+		}, check: theOldIsDeleted},
+		{name: "delete everything", failed: exitError, args: words("delete", "everything", "--confirm"), check: everythingIsDeleted},
 		{name: "wal-push", failed: exitError, args: func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
 		{name: "wal-push to an empty archive", empty: true, failed: exitError, args: func(r *trial) []string { return []string{"wal-push", r.fresh} },
 			check: freshIsArchivedOrAbsent},
@@ -740,6 +747,70 @@ func (r *trial) remove(key string, more ...string) {
 	r.t.Helper()
 	if err := r.store.Delete(r.t.Context(), append(more, key)...); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// put stores an object in the archive.
+func (r *trial) put(key, content string) {
+	r.t.Helper()
+	if err := r.store.Put(r.t.Context(), key, strings.NewReader(content)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// nothingIsDeleted: a dry run leaves every object as it was.
+func nothingIsDeleted(r *trial, _ outcome) {
+	r.t.Helper()
+	if now, before := keysIn(r.t, r.store, ""), r.seedKeys(); !slices.Equal(now, before) {
+		r.errorf("the archive held %v and holds %v", before, now)
+	}
+}
+
+func (r *trial) seedKeys() []string {
+	r.t.Helper()
+	seed, err := filestore.Open(filestore.Options{Root: r.seed})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return keysIn(r.t, seed, "")
+}
+
+// theOldIsDeleted: of the two backups the newer one stays with its WAL; the older one is complete or not listed; a success means that
+// nothing is left of it.
+func theOldIsDeleted(r *trial, o outcome) {
+	r.t.Helper()
+	now := map[string]bool{}
+	for _, key := range keysIn(r.t, r.store, "") {
+		now[key] = true
+	}
+	first := strings.TrimPrefix(r.backups[1], "base_")
+	listed := now["basebackups_005/"+r.backups[0]+"_backup_stop_sentinel.json"]
+	for _, key := range r.seedKeys() {
+		ofOld := strings.HasPrefix(key, "basebackups_005/"+r.backups[0])
+		oldWAL := strings.HasPrefix(key, "wal_005/") && path.Base(key)[:24] < first
+		switch {
+		case (ofOld || oldWAL) && o.code == exitOK && now[key] && !(o.disturbed() && corrupts(o.kind)):
+			r.errorf("success was reported, and %s is there", key)
+		case (ofOld || oldWAL) && listed && !now[key], !ofOld && !oldWAL && !now[key]:
+			r.errorf("%s is gone", key)
+		}
+	}
+}
+
+// everythingIsDeleted: a success means that nothing is left; a backup that is listed is complete.
+func everythingIsDeleted(r *trial, o outcome) {
+	r.t.Helper()
+	now := keysIn(r.t, r.store, "")
+	if o.code == exitOK && len(now) > 0 {
+		r.errorf("success was reported, and %v is there", now)
+	}
+	for _, key := range r.seedKeys() {
+		for _, name := range r.backups {
+			listed := slices.Contains(now, "basebackups_005/"+name+"_backup_stop_sentinel.json")
+			if listed && strings.HasPrefix(key, "basebackups_005/"+name) && !slices.Contains(now, key) {
+				r.errorf("%s is listed, and %s is gone", name, key)
+			}
+		}
 	}
 }
 

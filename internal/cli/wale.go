@@ -25,6 +25,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/restore"
+	"gitlab.com/walden-pg/walden/internal/retention"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -131,7 +132,7 @@ func (w *walE) command(a *app) *cobra.Command {
 	f.StringVar(&w.root.filePrefix, "file-prefix", "", "`prefix` of the archive, as WALE_FILE_PREFIX")
 	f.StringVar(&w.root.gpgKeyID, "gpg-key-id", "", "`key` to encrypt for, as WALE_GPG_KEY_ID")
 	f.BoolVar(&w.terse, "terse", false, "log warnings and errors only")
-	root.AddCommand(w.version(a), w.backupPush(a), w.backupFetch(a), w.backupList(a), w.walPush(a), w.walFetch(a), w.walPrefetch(a), w.delete())
+	root.AddCommand(w.version(a), w.backupPush(a), w.backupFetch(a), w.backupList(a), w.walPush(a), w.walFetch(a), w.walPrefetch(a), w.delete(a))
 	root.SetGlobalNormalizationFunc(completeOption)
 	return root
 }
@@ -617,11 +618,14 @@ func (w *walE) walPrefetch(a *app) *cobra.Command {
 	}
 }
 
-// delete checks how it is called and refuses: a job that believes that it deletes must learn that it does not.
-func (w *walE) delete() *cobra.Command {
+// delete is WAL-E's, with walden's rules for what may go: backups of walden and WAL-G count, and what stays can be restored.
+func (w *walE) delete(a *app) *cobra.Command {
 	forms := map[string]int{"before": 1, "retain": 1, "old-versions": 0, "everything": 0} // and the number of their arguments
+	var dry, confirm bool
 	cmd := &cobra.Command{
-		Use: "delete before NAME|retain NUMBER|old-versions|everything", Short: "Not in this version: deletes nothing and fails",
+		Use: "delete before NAME|retain NUMBER|old-versions|everything", Short: "Delete what is older than a backup",
+		Long: "Says what would be deleted, unless --confirm is given. NAME is a backup or a segment, which need not be there. old-versions deletes nothing\n" +
+			"and fails.",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				if n, ok := forms[args[0]]; ok && len(args) == 1+n {
@@ -630,13 +634,88 @@ func (w *walE) delete() *cobra.Command {
 			}
 			return usage(cmd, "cannot run delete: the command is `%s`, with its options before the word that follows it", cmd.UseLine())
 		},
-		RunE: func(*cobra.Command, []string) error {
-			return hint.With(errors.New("cannot run delete: this version of walden does not have it, nothing was deleted"),
-				"until walden has it, WAL-G's own binary deletes in the same archive: `wal-g delete`; WAL-E's deletes WAL that backups of walden may need")
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r := retention.Request{Verb: retention.Verb(args[0]), Modifier: retention.FindFull}
+			switch args[0] {
+			case "old-versions":
+				return errors.New("cannot run delete old-versions: there are no old versions of the format in an archive, nothing was deleted")
+			case "retain":
+				n, err := strconv.Atoi(args[1])
+				if err != nil || n < 1 {
+					return usage(cmd, "cannot run delete: %q is not the number of backups that are to stay, at least 1", args[1])
+				}
+				r.Count = n
+			case "before":
+				if _, _, ok := catalog.PositionOf(strings.TrimPrefix(args[1], "base_")); !ok {
+					return usage(cmd, "cannot run delete: %q is the name of no backup and of no segment", args[1])
+				}
+				r.Point = args[1]
+			}
+			if err := w.load(a, cmd); err != nil {
+				return err
+			}
+			return w.runDelete(cmd.Context(), a, r, dry || !confirm)
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().BoolP("dry-run", "n", false, "delete nothing")
-	cmd.Flags().Bool("confirm", false, "delete, instead of saying what would be deleted")
+	cmd.Flags().BoolVarP(&dry, "dry-run", "n", false, "delete nothing, whatever else is said")
+	cmd.Flags().BoolVar(&confirm, "confirm", false, "delete, instead of saying what would be deleted")
 	return cmd
+}
+
+func (w *walE) runDelete(ctx context.Context, a *app, r retention.Request, dry bool) error {
+	c, _, err := a.openCatalog(ctx, toLook)
+	if err == nil {
+		err = c.Check(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	inv, err := a.inventory(ctx, c)
+	if err != nil {
+		return err
+	}
+	if r.Verb == retention.Before {
+		if r.Point = oldestFrom(inv.Backups, r.Point); r.Point == "" {
+			a.log.Info("no backup is that new, nothing is deleted")
+			return nil
+		}
+	}
+	plan, err := retention.New(&inv, r, time.Now())
+	if err != nil {
+		return err
+	}
+	begun, advice := "deleting data in the store", ""
+	if dry {
+		begun, advice = "performing dry run of data deletion", "This is only a dry run -- no actual data is being deleted"
+	}
+	a.log.Info(begun)
+	for _, d := range plan.Backups {
+		if d.Goes {
+			a.log.Info("deleting a base backup", walEDetail, fmt.Sprintf("The backup being deleted is %s.", d.Backup.Name), walEHint, advice)
+		}
+	}
+	if n := len(plan.WAL); n > 0 {
+		detail := fmt.Sprintf("The files being deleted are %d, from %s to %s.", n, plan.WAL[0].Name, plan.WAL[n-1].Name)
+		a.log.Info("deleting wal files", walEDetail, detail, walEHint, advice)
+	}
+	if dry {
+		return nil
+	}
+	if err := plan.Apply(ctx, retention.Deps{Catalog: c, Log: a.log}); err != nil {
+		return failedDeletion(err)
+	}
+	return nil
+}
+
+// oldestFrom finds the first backup in the list that does not begin before the segment that a name tells of. As in WAL-E, timelines
+// do not count.
+func oldestFrom(backups []catalog.Backup, name string) string {
+	_, from, _ := catalog.PositionOf(strings.TrimPrefix(name, "base_"))
+	for _, b := range backups {
+		if _, first, ok := b.First(); ok && b.Problem == nil && (first >= from || b.Name == name) {
+			return b.Name
+		}
+	}
+	return ""
 }

@@ -28,8 +28,19 @@ func TestCalledAsWALGWaldenSpeaksAsWALG(t *testing.T) {
 		{[]string{"backup-fetch", "/no/such/directory/x", "LATEST"}, 1, "the archive holds no backup"},
 		{[]string{"backup-push", "/no/such/directory", "--full", "--pghost", "/no/such/directory"}, 1, "cannot connect"},
 		{[]string{"wal-prefetch", "000000010000000000000001", "/tmp"}, 0, "nothing is prefetched"},
-		{[]string{"delete", "retain", "FULL", "7", "--confirm"}, 1, "nothing was deleted"},
-		{[]string{"delete"}, 1, "nothing was deleted"},
+		{[]string{"delete", "retain", "FULL", "7", "--confirm"}, 0, "No objects matched the deletion criteria."},
+		{[]string{"delete", "before", "base_000000010000000000000002"}, 1, "there is no backup"},
+		{[]string{"delete", "before", "2999-01-01T00:00:00Z"}, 1, "in the future"},
+		{[]string{"delete", "retain", "0"}, 1, "at least 1"},
+		{[]string{"delete", "retain", "FULL"}, 1, "at least 1"},
+		{[]string{"delete", "retain", "--days", "14"}, 0, "No objects matched the deletion criteria."},
+		{[]string{"delete", "retain", "--days", "14", "3"}, 1, "stands alone"},
+		{[]string{"delete", "retain", "FULLY", "3"}, 1, "is not FULL or FIND_FULL"},
+		{[]string{"delete", "everything", "NOW"}, 1, "is not FORCE"},
+		{[]string{"delete", "garbage", "ARCHIVES", "--use-sentinel-time"}, 0, "No objects matched the deletion criteria."},
+		{[]string{"delete", "target", "FIND_FULL", "LATEST"}, 1, "the archive holds no backup"},
+		{[]string{"delete", "target", "--target-user-data", "x"}, 1, "valid JSON"},
+		{[]string{"delete"}, 1, "it needs one of the commands"},
 		{[]string{"st", "ls", "-r"}, 1, "hint: use the storage's own tools"},
 		{[]string{"no-such-command"}, 1, "hint: `wal-g --help`"},
 	} {
@@ -101,7 +112,7 @@ func TestEveryCommandAndFlagOfWALGIsAnswered(t *testing.T) {
 			t.Errorf("%s succeeds", m.name)
 		}
 	}
-	want := strings.Fields("backup-mark catchup-fetch catchup-list catchup-push catchup-receive catchup-send copy daemon delete pgbackrest st wal-receive wal-restore " +
+	want := strings.Fields("backup-mark catchup-fetch catchup-list catchup-push catchup-receive catchup-send copy daemon pgbackrest st wal-receive wal-restore " +
 		"wal-show wal-verify")
 	if !slices.Equal(refused, want) {
 		t.Errorf("refused are %v", refused)

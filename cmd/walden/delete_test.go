@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/testenv"
+)
+
+// plan is what the tests look at in what `delete --json` prints.
+type plan struct {
+	DryRun  bool `json:"dry_run"`
+	Backups []struct {
+		Name   string `json:"backup_name"`
+		Action string `json:"action"`
+		Reason string `json:"reason"`
+	} `json:"backups"`
+	WAL struct {
+		Delete []string `json:"delete"`
+	} `json:"wal"`
+	Before []any `json:"recovery_windows_before"`
+	After  []struct {
+		BackupName string `json:"backup_name"`
+	} `json:"recovery_windows_after"`
+}
+
+func (s *site) delete(args ...string) plan {
+	s.t.Helper()
+	var p plan
+	r := s.must(nil, append([]string{"delete", "--json"}, args...)...)
+	if err := json.Unmarshal([]byte(r.stdout), &p); err != nil {
+		s.t.Fatalf("%v: %s", err, r.stdout)
+	}
+	return p
+}
+
+func (s *site) names() []string {
+	s.t.Helper()
+	var names []string
+	for line := range strings.Lines(s.must(nil, "backup-list").stdout) {
+		if name, _, _ := strings.Cut(line, " "); strings.HasPrefix(name, "base_") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// What stays after a deletion can be restored and recovered to the last transaction, however often the deletion was killed.
+func TestADeletionLeavesWhatStaysRestorable(t *testing.T) {
+	t.Parallel()
+	for name, install := range map[string]func(*testing.T, ...string) *site{"files": newSite, "S3": newS3Site} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := install(t)
+			p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving()})
+			p.Exec(t, "CREATE TABLE journal(id bigserial PRIMARY KEY, note text)")
+			row := func() { p.Exec(t, "INSERT INTO journal(note) SELECT md5(random()::text) FROM generate_series(1, 20)") }
+			for i := range 5 {
+				row()
+				args := []string{"backup-push", p.DataDir}
+				if i == 0 {
+					args = append(args, "--permanent")
+				}
+				s.must(p, args...)
+				for range 3 {
+					row()
+					s.archived(p)
+				}
+			}
+			want := p.Query(t, digest)
+			p.Stop("fast")
+			names := s.names()
+
+			dry := s.delete("retain", "2")
+			if !dry.DryRun || len(dry.WAL.Delete) == 0 || len(s.names()) != 5 || len(dry.Before) == 0 {
+				t.Fatalf("the dry run says %+v", dry)
+			}
+			for i, wanted := range []string{"keep", "delete", "delete", "keep", "keep"} {
+				if dry.Backups[i].Name != names[i] || dry.Backups[i].Action != wanted {
+					t.Errorf("backup %d: %+v, want to %s %s", i, dry.Backups[i], wanted, names[i])
+				}
+			}
+			s.fails(nil, 1, []string{"is permanent", "hint: `walden backup-mark"}, "delete", "target", names[0], "--confirm")
+			s.fails(nil, 1, []string{"is the newest backup of the cluster that can be restored"}, "delete", "target", "LATEST", "--confirm")
+			s.fails(nil, 1, []string{"is permanent"}, "delete", "everything", "--confirm")
+
+			s.killed(testenv.Rand(t), testenv.Pick(3, 25), "delete", "retain", "2", "--confirm")
+			done := s.must(nil, "delete", "retain", "2", "--confirm")
+			again := s.delete("retain", "2")
+			if len(again.WAL.Delete) > 0 || len(again.Backups) != 3 || again.After[len(again.After)-1].BackupName == "" {
+				t.Errorf("after\n%s\nanother run would delete %+v", done.stderr, again)
+			}
+			for i, backup := range s.names() {
+				settings := s.restoreSettings()
+				if i == 0 { // what stays of the permanent one ends with it
+					settings = s.restoreSettings("recovery_target=immediate", "recovery_target_action=promote")
+				}
+				restored := testenv.OpenPostgres(t, s.fetch(backup), testenv.PostgresOptions{Settings: settings})
+				if got := restored.Query(t, digest); i > 0 && got != want {
+					t.Errorf("%s is recovered to %s, want %s", backup, got, want)
+				}
+				restored.Stop("immediate")
+			}
+
+			s.must(nil, "delete", "everything", "FORCE", "--confirm")
+			if left := s.names(); len(left) > 0 {
+				t.Errorf("after everything was deleted there is %v", left)
+			}
+		})
+	}
+}
+
+// killed runs a command several times and ends it with SIGKILL after a time that chance takes.
+func (s *site) killed(chance *rand.Rand, times int, args ...string) {
+	s.t.Helper()
+	hits := 0
+	for range times {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(chance.IntN(400))*time.Millisecond)
+		cmd := s.command(ctx, nil, args...)
+		cmd.Path, cmd.Args[0] = s.plain, s.plain
+		cmd.Cancel = func() error { return cmd.Process.Kill() }
+		if err := cmd.Run(); err != nil && ctx.Err() != nil {
+			hits++
+		}
+		cancel()
+	}
+	testenv.Figure(s.t, "moments killed, delete", strings.Join(args, " "), hits)
+}

@@ -1,0 +1,82 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/storage"
+)
+
+// removedName is the mark of a backup whose removal has begun, walden's own: what is left of it, should the removal be cut off, is
+// told by it from a backup that is being written.
+const removedName = "walden_removed.json"
+
+type removedDocument struct {
+	Backup string    `json:"backup"`
+	Time   time.Time `json:"time"`
+}
+
+// RemoveBackup removes a backup: its sentinel first, so that no backup is listed of which something is missing. While the sentinel
+// cannot be removed, nothing else is, and gone is false. Called again, also for an [Unfinished] one, it completes what was cut off.
+func (c *Catalog) RemoveBackup(ctx context.Context, name string) (gone bool, err error) {
+	doc, err := json.Marshal(removedDocument{Backup: name, Time: time.Now().UTC()})
+	if err != nil {
+		return false, err
+	}
+	mark := backupDir(name) + removedName
+	if err := c.repo.PutPlain(ctx, mark, append(doc, '\n')); err != nil {
+		return false, fmt.Errorf("cannot mark backup %s in %s as removed: %w", name, c, err)
+	}
+	if err := c.repo.Delete(ctx, sentinelKey(name)); err != nil {
+		return false, fmt.Errorf("cannot remove the sentinel of backup %s from %s: %w", name, c, err)
+	}
+	var keys []string
+	if err := c.walk(ctx, backupDir(name), func(o storage.Object) {
+		if o.Key != mark {
+			keys = append(keys, o.Key)
+		}
+	}); err != nil {
+		return true, fmt.Errorf("cannot list what belongs to the removed backup %s in %s: %w", name, c, err)
+	}
+	keys = append(keys, mark)
+	last := len(keys) - 1
+	if last > 0 {
+		err = c.repo.Delete(ctx, keys[:last]...)
+	}
+	if err == nil {
+		err = c.repo.Delete(ctx, mark)
+	}
+	if err != nil {
+		return true, fmt.Errorf("cannot remove everything of backup %s from %s: %w", name, c, err)
+	}
+	return true, nil
+}
+
+// Remove removes archived files, or what is stored beside them, in the order given.
+func (w *WAL) Remove(ctx context.Context, files ...WALFile) error {
+	var keys []string
+	for _, f := range files {
+		if f.key == "" {
+			return errors.New("cannot remove " + f.Name + ": no listing has it")
+		}
+		keys = append(keys, f.key)
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	if err := w.c.repo.Delete(ctx, keys...); err != nil {
+		return fmt.Errorf("cannot remove WAL from %s: %w", w, err)
+	}
+	return nil
+}
+
+// RemoveIdentity makes the archive nobody's again.
+func (c *Catalog) RemoveIdentity(ctx context.Context) error {
+	if err := c.repo.Delete(ctx, identityName); err != nil {
+		return fmt.Errorf("cannot remove the identity of %s: %w", c, err)
+	}
+	return nil
+}
