@@ -33,18 +33,14 @@ func (c *Catalog) RemoveBackup(ctx context.Context, name string) (gone bool, err
 	if err := c.repo.Delete(ctx, sentinelKey(name)); err != nil {
 		return false, fmt.Errorf("cannot remove the sentinel of backup %s from %s: %w", name, c, err)
 	}
-	var keys []string
-	if err := c.walk(ctx, backupDir(name), func(o storage.Object) {
-		if o.Key != mark {
-			keys = append(keys, o.Key)
+	keys, err := c.below(ctx, name)
+	if err == nil && len(keys) > 0 {
+		if err = c.repo.Delete(ctx, keys...); err == nil {
+			keys, err = c.below(ctx, name) // a listing may lag behind
 		}
-	}); err != nil {
-		return true, fmt.Errorf("cannot list what belongs to the removed backup %s in %s: %w", name, c, err)
 	}
-	keys = append(keys, mark)
-	last := len(keys) - 1
-	if last > 0 {
-		err = c.repo.Delete(ctx, keys[:last]...)
+	if err == nil && len(keys) > 0 {
+		err = fmt.Errorf("%q is still there", keys[0])
 	}
 	if err == nil {
 		err = c.repo.Delete(ctx, mark)
@@ -53,6 +49,17 @@ func (c *Catalog) RemoveBackup(ctx context.Context, name string) (gone bool, err
 		return true, fmt.Errorf("cannot remove everything of backup %s from %s: %w", name, c, err)
 	}
 	return true, nil
+}
+
+// below lists what a backup's folder holds besides the mark of its removal.
+func (c *Catalog) below(ctx context.Context, name string) ([]string, error) {
+	var keys []string
+	err := c.walk(ctx, backupDir(name), func(o storage.Object) {
+		if o.Key != backupDir(name)+removedName {
+			keys = append(keys, o.Key)
+		}
+	})
+	return keys, err
 }
 
 // Remove removes archived files, or what is stored beside them, in the order given.

@@ -68,7 +68,9 @@ func (r *removal) note(err error) bool {
 	return false
 }
 
-func (r *removal) givenUp(ctx context.Context) bool { return ctx.Err() != nil || r.inARow >= maxFailures }
+func (r *removal) givenUp(ctx context.Context) bool {
+	return ctx.Err() != nil || r.inARow >= maxFailures
+}
 
 func (r *removal) backup(ctx context.Context, name string) (gone bool) {
 	if r.givenUp(ctx) {

@@ -196,6 +196,9 @@ func (w *world) promote() {
 		}
 		at = wal.LSN((b.last+1+uint64(w.chance.IntN(int(end-b.last))))*size) + wal.LSN(w.chance.IntN(2)*0x2000)
 	}
+	for parent.parent != nil && at <= parent.left {
+		parent = parent.parent
+	}
 	next := wal.Timeline(1)
 	for _, l := range w.lines {
 		if l.system == w.line.system {
