@@ -61,17 +61,17 @@ func TestADeletionLeavesWhatStaysRestorable(t *testing.T) {
 			row := func() { p.Exec(t, "INSERT INTO journal(note) SELECT md5(random()::text) FROM generate_series(1, 20)") }
 			for i := range 5 {
 				row()
-				args := []string{"backup-push", p.DataDir}
+				s.must(p, "backup-push", p.DataDir)
 				if i == 0 {
-					args = append(args, "--permanent")
+					s.must(nil, "backup-mark", "LATEST")
 				}
-				s.must(p, args...)
 				for range 3 {
 					row()
 					s.archived(p)
 				}
 			}
 			want := p.Query(t, digest)
+			s.looks(p)
 			p.Stop("fast")
 			names := s.names()
 
@@ -111,6 +111,34 @@ func TestADeletionLeavesWhatStaysRestorable(t *testing.T) {
 				t.Errorf("after everything was deleted there is %v", left)
 			}
 		})
+	}
+}
+
+// looks checks what the commands say that only look at the archive.
+func (s *site) looks(p *testenv.Postgres) {
+	s.t.Helper()
+	for _, c := range []struct {
+		says string
+		args []string
+	}{
+		{`"id":1,"parent_id":0,"switch_point_lsn":0`, []string{"wal-show", "--detailed-json"}},
+		{`"missing_segments":[],"backups":[{"backup_name":"`, []string{"wal-show", "--detailed-json"}},
+		{"| OK     |             5 |\n", []string{"wal-show"}},
+		{`{"integrity":{"status":"OK","details":[{"timeline_id":1,`, []string{"wal-verify", "integrity", "timeline", "--json"}},
+		{`"timeline":{"status":"OK","details":{"current_timeline_id":1,"highest_storage_timeline_id":1}}}`, []string{"wal-verify", "integrity", "timeline", "--json"}},
+		{"[wal-verify] integrity check status: OK\n", []string{"wal-verify", "integrity"}},
+		{"timeline 1: from ", []string{"archive", "window"}},
+		{`"last_segment":"`, []string{"archive", "window", "--json"}},
+		{"yes, as far as its documents tell\n", []string{"backup-show", "LATEST"}},
+		{`"wal_missing":[],"restorable":true,"manifest":{"sha256":"`, []string{"backup-show", "LATEST", "--json"}},
+	} {
+		if out := s.must(p, c.args...).stdout; !strings.Contains(out, c.says) {
+			s.t.Errorf("%v does not say %s:\n%s", c.args, c.says, out)
+		}
+	}
+	r := s.walden(nil, "wal-verify", "timeline", "--lsn", "0/5000000", "--timeline", "7")
+	if r.code != 5 || !strings.Contains(r.stdout, "timeline check status: FAILURE") {
+		s.t.Errorf("another timeline: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 }
 

@@ -229,30 +229,37 @@ type Window struct {
 
 // Windows returns the moments on the line of descent of a timeline to which the archive leads, ascending.
 func (c *Coverage) Windows(timeline wal.Timeline) []Window {
-	var windows []Window
+	type part struct {
+		Backup
+		first, last uint64
+	}
+	var usable []part
 	size := c.inv.SegmentSize
+	for _, b := range c.inv.Backups {
+		own, first, ok := b.First()
+		last, ended := b.Last(size)
+		if !ok || !ended || !c.LeadsTo(b, timeline) || c.Unrestorable(b) != nil {
+			continue
+		}
+		if end, left := c.leaves(own, timeline); left && b.FinishLSN > end {
+			continue // it was complete only on what this line of descent does not have
+		}
+		usable = append(usable, part{b, first.Number(size), last.Number(size)})
+	}
+	var windows []Window
 	for _, run := range c.Line(timeline) {
-		var w *Window
-		for _, b := range c.inv.Backups {
-			own, first, ok := b.First()
-			last, ended := b.Last(size)
-			if !ok || !ended || !c.LeadsTo(b, timeline) || c.Unrestorable(b) != nil {
+		w := Window{To: run.Last.End(size), ToTime: run.Modified, Last: run.Last}
+		for _, b := range usable {
+			if b.first < run.First.Number || b.last > run.Last.Number {
 				continue
-			}
-			if n := first.Number(size); n < run.First.Number || n > run.Last.Number || last.Number(size) > run.Last.Number {
-				continue
-			}
-			if end, left := c.leaves(own, timeline); left && b.FinishLSN > end {
-				continue // it was complete only on what this line of descent does not have
-			}
-			if w == nil {
-				windows = append(windows, Window{To: run.Last.End(size), ToTime: run.Modified, Last: run.Last})
-				w = &windows[len(windows)-1]
 			}
 			w.Backups++
 			if w.Backup == "" || b.FinishLSN < w.From {
 				w.Backup, w.From, w.FromTime = b.Name, b.FinishLSN, b.Ended()
 			}
+		}
+		if w.Backups > 0 {
+			windows = append(windows, w)
 		}
 	}
 	return windows

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -112,20 +113,25 @@ func status(b catalog.Backup) string {
 	return strings.Join(s, "; ")
 }
 
+// entry describes a backup as lists do.
+func entry(b catalog.Backup, detail bool) listed {
+	l := listed{BackupName: b.Name, Time: b.Modified.UTC(), WALFileName: b.WALFile(), StorageName: storageName, Status: status(b)}
+	if detail {
+		l.listedDetail = &listedDetail{
+			b.StartTime, b.FinishTime, "%Y-%m-%dT%H:%M:%S.%fZ", b.Hostname, b.DataDir, b.PgVersion, b.StartLSN, b.FinishLSN,
+			b.Permanent, nil, b.UncompressedSize, b.CompressedSize, b.UserData,
+		}
+		if b.SystemIdentifier != 0 {
+			l.SystemIdentifier = &b.SystemIdentifier
+		}
+	}
+	return l
+}
+
 func listJSON(w io.Writer, backups []catalog.Backup, detail, indent bool) error {
 	list := make([]listed, 0, len(backups))
 	for _, b := range backups {
-		l := listed{BackupName: b.Name, Time: b.Modified.UTC(), WALFileName: b.WALFile(), StorageName: storageName, Status: status(b)}
-		if detail {
-			l.listedDetail = &listedDetail{
-				b.StartTime, b.FinishTime, "%Y-%m-%dT%H:%M:%S.%fZ", b.Hostname, b.DataDir, b.PgVersion, b.StartLSN, b.FinishLSN,
-				b.Permanent, nil, b.UncompressedSize, b.CompressedSize, b.UserData,
-			}
-			if b.SystemIdentifier != 0 {
-				l.SystemIdentifier = &b.SystemIdentifier
-			}
-		}
-		list = append(list, l)
+		list = append(list, entry(b, detail))
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -212,8 +218,8 @@ func listPretty(w io.Writer, backups []catalog.Backup, detail bool) error {
 	return bordered(w, append([][]string{columns}, rows...))
 }
 
-// bordered draws a table; the first row is its head.
-func bordered(w io.Writer, rows [][]string) error {
+// bordered draws a table; the first row is its head. The columns named are aligned to the right.
+func bordered(w io.Writer, rows [][]string, right ...int) error {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
@@ -229,7 +235,11 @@ func bordered(w io.Writer, rows [][]string) error {
 	for i, row := range rows {
 		s.WriteString("|")
 		for j, cell := range row {
-			s.WriteString(" " + cell + strings.Repeat(" ", widths[j]-utf8.RuneCountInString(cell)) + " |")
+			space := strings.Repeat(" ", widths[j]-utf8.RuneCountInString(cell))
+			if i > 0 && slices.Contains(right, j) {
+				cell, space = space, cell
+			}
+			s.WriteString(" " + cell + space + " |")
 		}
 		s.WriteString("\n")
 		if i == 0 {

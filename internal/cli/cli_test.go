@@ -387,7 +387,7 @@ func TestExitCodesAreDocumentedAsTheyAre(t *testing.T) {
 		documented = append(documented, m[1])
 	}
 	var codes []string
-	for _, code := range []int{exitOK, exitError, exitCorruptPages, exitWALOverdue, exitAbsent, exitStopRecovery} {
+	for _, code := range []int{exitOK, exitError, exitCorruptPages, exitWALOverdue, exitVerifyFailed, exitAbsent, exitStopRecovery} {
 		codes = append(codes, fmt.Sprint(code))
 	}
 	if !slices.Equal(documented, codes) {

@@ -117,7 +117,8 @@ func (a *app) command(name string) *cobra.Command {
 	pf.StringVar(&a.file, "config", "", "configuration `file` (json, yaml, toml, env)")
 	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
 	a.addSettingFlags(root)
-	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupVerify(), a.walPush(), a.walFetch(), a.delete(), a.archive(), a.settings())
+	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walShow(), a.walVerify(),
+		a.delete(), a.archive(), a.settings())
 	root.AddCommand(a.notYet()...)
 	return root
 }

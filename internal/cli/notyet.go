@@ -11,7 +11,6 @@ import (
 // missing are commands of WAL-G that walden has not, with what to do instead. A job that is called by one of these names
 // fails with this advice; nothing is passed over.
 var missing = []struct{ name, instead string }{
-	{"backup-mark", "take backups that are to stay with `backup-push --permanent`; WAL-G can mark walden's backups"},
 	{"catchup-fetch", "take a backup and restore it where the standby is"},
 	{"catchup-list", "take a backup and restore it where the standby is"},
 	{"catchup-push", "take a backup and restore it where the standby is"},
@@ -23,8 +22,6 @@ var missing = []struct{ name, instead string }{
 	{"st", "use the storage's own tools"},
 	{"wal-receive", "archive with archive_command"},
 	{"wal-restore", "restore a backup, or use pg_rewind with its --restore-target-wal"},
-	{"wal-show", "`archive identity` and `backup-list` show what walden knows of an archive"},
-	{"wal-verify", "wal-fetch checks every segment when it is fetched; WAL-G's own binary, kept under another name, verifies the same archive"},
 }
 
 // notYet are the commands that only say that they are not there, whatever their arguments.

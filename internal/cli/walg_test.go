@@ -112,8 +112,7 @@ func TestEveryCommandAndFlagOfWALGIsAnswered(t *testing.T) {
 			t.Errorf("%s succeeds", m.name)
 		}
 	}
-	want := strings.Fields("backup-mark catchup-fetch catchup-list catchup-push catchup-receive catchup-send copy daemon pgbackrest st wal-receive wal-restore " +
-		"wal-show wal-verify")
+	want := strings.Fields("catchup-fetch catchup-list catchup-push catchup-receive catchup-send copy daemon pgbackrest st wal-receive wal-restore")
 	if !slices.Equal(refused, want) {
 		t.Errorf("refused are %v", refused)
 	}

@@ -584,8 +584,9 @@ func wal() []Definition {
 		{Name: "WALG_SLOTNAME", Type: Text, Default: "walg",
 			Help: "Replication slot for streaming WAL.", Effect: noReceive},
 		{Name: "WALG_INTEGRITY_MAX_DELAYED_WALS", Type: Integer, Default: "0",
-			Help:   "Segments that may still be missing at the end of the archive when it is verified.",
-			Effect: "walden has no wal-verify"},
+			bounds: between(0, 1<<20),
+			Help:   "Segments that may still be missing at the end of the archive when wal-verify looks.",
+			field:  func(c *Config) any { return &c.WAL.IntegrityMaxDelayed }},
 		{Name: "WALG_DAEMON_WAL_UPLOAD_TIMEOUT", Type: Duration, Default: "60s",
 			Help: "Longest time that the daemon takes for a segment.", Effect: "walden has no daemon; WALDEN_WAL_TIMEOUT bounds wal-push"},
 	})

@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+)
+
+func (a *app) archiveWindow() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "window",
+		Short: "Show to which moments the cluster can be recovered",
+		Long: "For each timeline (recovery_target_timeline): from when to when recovery leads, and what is left out because WAL is missing. A window begins\n" +
+			"when its first backup was complete and ends with the last segment behind it that is archived without a gap; its time is when that segment\n" +
+			"was archived, so the last transaction in it is a little older. What the server has not archived yet is not in it.",
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.archiveCatalog(cmd)
+			if err != nil {
+				return err
+			}
+			inv, err := a.inventory(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.process.Stdout, windowsOf(&inv))
+			}
+			a.printWindowsOf(&inv)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return cmd
+}
+
+func windowsOf(inv *catalog.Inventory) []shownWindow {
+	shown := []shownWindow{}
+	coverage := inv.Coverage()
+	for _, timeline := range coverage.Timelines() {
+		for _, w := range coverage.Windows(timeline) {
+			shown = append(shown, shownWindow{
+				uint32(timeline), w.Backup, w.From.String(), w.FromTime.UTC(), w.To.String(), w.ToTime.UTC(), w.Last.Name(inv.SegmentSize), w.Backups,
+			})
+		}
+	}
+	return shown
+}
+
+func (a *app) printWindowsOf(inv *catalog.Inventory) {
+	out := a.process.Stdout
+	shown := windowsOf(inv)
+	for i, w := range shown {
+		at := func(t time.Time, lsn string) string { return fmt.Sprintf("%s (%s)", moment(t, time.RFC3339), lsn) }
+		if i > 0 && shown[i-1].Timeline == w.Timeline {
+			fmt.Fprintf(out, "timeline %d: not from %s to %s: WAL is missing behind %s\n", w.Timeline,
+				at(shown[i-1].ToTime, shown[i-1].ToLSN), at(w.FromTime, w.FromLSN), shown[i-1].LastSegment)
+		}
+		fmt.Fprintf(out, "timeline %d: from %s, with backup %s, to %s\n", w.Timeline, at(w.FromTime, w.FromLSN), w.BackupName, at(w.ToTime, w.ToLSN))
+	}
+	coverage := inv.Coverage()
+	for _, b := range inv.Backups {
+		if err := coverage.Unrestorable(b); err != nil {
+			a.log.Warn("the backup cannot be restored", "backup", b.Name, "reason", err)
+		}
+	}
+	if len(shown) == 0 {
+		fmt.Fprintln(a.screen, "There is no moment to which the cluster can be recovered")
+	}
+}
