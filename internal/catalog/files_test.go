@@ -26,6 +26,9 @@ func TestAListOfFilesReturnsWhatWasAdded(t *testing.T) {
 	for i := range 3 * blockFiles { // beyond one block of each kind
 		want = append(want, File{Name: fmt.Sprintf("base/%d/%d", i%7, i), Mode: fs.FileMode(i % 0o1000), Size: int64(i), Part: int32(i % 5)})
 	}
+	for i := range want {
+		want[i].FileSize = want[i].Size // of a whole file
+	}
 	for i, f := range want {
 		if _, _, found := l.Find(f.Name); found {
 			t.Fatalf("%q is found before it was added", f.Name)

@@ -51,8 +51,8 @@ func (a *app) backupVerify() *cobra.Command {
 	return cmd
 }
 
-// verified is an entry of the JSON list.
-type verified struct {
+// examined is an entry of the JSON list.
+type examined struct {
 	Backup   string         `json:"backup_name"`
 	Proven   bool           `json:"proven"`
 	Error    string         `json:"error,omitempty"`
@@ -129,32 +129,32 @@ func (a *app) runBackupVerify(ctx context.Context, which string, sample int, lim
 }
 
 // toVerify returns the backups to read, those first whose last proof is oldest.
-func toVerify(ctx context.Context, c *catalog.Catalog, which string) ([]verified, error) {
+func toVerify(ctx context.Context, c *catalog.Catalog, which string) ([]examined, error) {
 	if which != "all" {
 		b, err := c.Find(ctx, which)
 		if err != nil {
 			return nil, err
 		}
 		one, err := remembered(ctx, c, b)
-		return []verified{one}, err
+		return []examined{one}, err
 	}
 	backups, err := c.Backups(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list := make([]verified, len(backups))
+	list := make([]examined, len(backups))
 	for i, b := range backups {
 		if list[i], err = remembered(ctx, c, b); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortStableFunc(list, func(x, y verified) int { return x.when().Compare(y.when()) })
+	slices.SortStableFunc(list, func(x, y examined) int { return x.when().Compare(y.when()) })
 	return list, nil
 }
 
 // remembered asks the archive for the last proof of a backup.
-func remembered(ctx context.Context, c *catalog.Catalog, b catalog.Backup) (verified, error) {
-	v := verified{Backup: b.Name, backup: b}
+func remembered(ctx context.Context, c *catalog.Catalog, b catalog.Backup) (examined, error) {
+	v := examined{Backup: b.Name, backup: b}
 	if b.Problem != nil {
 		return v, nil
 	}
@@ -165,7 +165,7 @@ func remembered(ctx context.Context, c *catalog.Catalog, b catalog.Backup) (veri
 	return v, err
 }
 
-func (v *verified) when() time.Time {
+func (v *examined) when() time.Time {
 	if v.Before == nil {
 		return time.Time{}
 	}
@@ -173,7 +173,7 @@ func (v *verified) when() time.Time {
 }
 
 // verifyOne reads one backup. What keeps it from being proven is told and noted; the error is that of the command.
-func (a *app) verifyOne(ctx context.Context, c *catalog.Catalog, v *verified) error {
+func (a *app) verifyOne(ctx context.Context, c *catalog.Catalog, v *examined) error {
 	began, b := time.Now(), v.backup
 	a.log.Info("verification begins", "action", "backup-verify", "backup", b.Name, "state", "begin")
 	var r verify.Report
@@ -202,7 +202,7 @@ func (a *app) verifyOne(ctx context.Context, c *catalog.Catalog, v *verified) er
 	})
 }
 
-func printVerified(w io.Writer, list []verified) error {
+func printVerified(w io.Writer, list []examined) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	fmt.Fprintln(tw, "backup_name\tproven\tproven_before\tparts\tfiles\tbytes\thashed\tpages\twal_segments\tseconds\terror")
 	for _, v := range list {
@@ -212,7 +212,7 @@ func printVerified(w io.Writer, list []verified) error {
 	return tw.Flush()
 }
 
-func verifiedJSON(w io.Writer, list []verified) error {
+func verifiedJSON(w io.Writer, list []examined) error {
 	b, err := json.Marshal(list)
 	if err != nil {
 		return err

@@ -671,7 +671,7 @@ func (r *trial) list() []listedBackup {
 // it mattered.
 func proofIsRight(r *trial, o outcome) {
 	r.t.Helper()
-	var list []verified
+	var list []examined
 	if err := json.Unmarshal([]byte(o.stdout), &list); err != nil && o.stdout != "" {
 		r.errorf("%v: %s", err, o.stdout)
 	}

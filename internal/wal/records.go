@@ -74,7 +74,7 @@ func (w *recordWalk) readSegment(r io.Reader) error {
 		w.page = h.PageAddr + LSN(at)
 		if ended != nil {
 			if w.written(page) {
-				return fmt.Errorf("%w: nothing at %w, and it goes on at %s", ErrBrokenLog, ended, w.page)
+				return fmt.Errorf("%w: nothing at %s, and it goes on at %s", ErrBrokenLog, ended.lsn, w.page)
 			}
 			continue
 		}
