@@ -347,7 +347,7 @@ func TestWhatADeltaIsBasedOn(t *testing.T) {
 	push(false, "is not permanent", "--permanent")
 	push(false, "is permanent")
 	s.fails(p, 1, []string{"cannot take a delta", "base_000000010000000000000FFF"}, "backup-push", p.DataDir, "--delta-from-name", "base_000000010000000000000FFF")
-	s.fails(p, 1, []string{"cannot take a delta without reading every page"}, "backup-push", p.DataDir, "--walg-force-wal-delta")
+	s.fails(p, 1, []string{"cannot take a delta without reading every page"}, "backup-push", p.DataDir, "--walg-force-wal-delta=true")
 
 	folder := filepath.Join(s.archive, "basebackups_005", third)
 	if err := os.Remove(filepath.Join(folder, "walden_manifest.json")); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -39,8 +40,8 @@ func (c *Catalog) RemoveBackup(ctx context.Context, name string) (gone bool, err
 			keys, err = c.below(ctx, name) // a listing may lag behind
 		}
 	}
-	if err == nil && len(keys) > 0 {
-		err = fmt.Errorf("%q is still there", keys[0])
+	if err == nil {
+		err = c.gone(ctx, keys)
 	}
 	if err == nil {
 		err = c.repo.Delete(ctx, mark)
@@ -60,6 +61,19 @@ func (c *Catalog) below(ctx context.Context, name string) ([]string, error) {
 		}
 	})
 	return keys, err
+}
+
+// gone fails if one of the objects exists, whatever a listing says.
+func (c *Catalog) gone(ctx context.Context, keys []string) error {
+	for _, key := range keys {
+		switch _, err := c.repo.Stat(ctx, key); {
+		case err == nil:
+			return fmt.Errorf("%q is still there", key)
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+	}
+	return nil
 }
 
 // Remove removes archived files, or what is stored beside them, in the order given.
