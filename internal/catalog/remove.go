@@ -35,13 +35,13 @@ func (c *Catalog) RemoveBackup(ctx context.Context, name string) (gone bool, err
 		return false, fmt.Errorf("cannot remove the sentinel of backup %s from %s: %w", name, c, err)
 	}
 	keys, err := c.below(ctx, name)
+	if errors.Is(err, errNotListed) {
+		keys, err = c.below(ctx, name)
+	}
 	if err == nil && len(keys) > 0 {
 		if err = c.repo.Delete(ctx, keys...); err == nil {
-			keys, err = c.below(ctx, name) // a listing may lag behind
+			err = c.gone(ctx, name, keys)
 		}
-	}
-	if err == nil {
-		err = c.gone(ctx, keys)
 	}
 	if err == nil {
 		err = c.repo.Delete(ctx, mark)
@@ -52,19 +52,32 @@ func (c *Catalog) RemoveBackup(ctx context.Context, name string) (gone bool, err
 	return true, nil
 }
 
-// below lists what a backup's folder holds besides the mark of its removal.
-func (c *Catalog) below(ctx context.Context, name string) ([]string, error) {
-	var keys []string
-	err := c.walk(ctx, backupDir(name), func(o storage.Object) {
-		if o.Key != backupDir(name)+removedName {
-			keys = append(keys, o.Key)
+// errNotListed: a listing cannot be believed, since it has not what was stored before.
+var errNotListed = errors.New("the storage's listing lags behind: it has not the mark of the removal, which was stored before")
+
+// below lists what a backup's folder holds besides the mark of its removal. A listing without the mark is not one of this folder as it is.
+func (c *Catalog) below(ctx context.Context, name string) (keys []string, err error) {
+	marked := false
+	err = c.walk(ctx, backupDir(name), func(o storage.Object) {
+		if o.Key == backupDir(name)+removedName {
+			marked = true
+			return
 		}
+		keys = append(keys, o.Key)
 	})
+	if err == nil && !marked {
+		err = errNotListed
+	}
 	return keys, err
 }
 
-// gone fails if one of the objects exists, whatever a listing says.
-func (c *Catalog) gone(ctx context.Context, keys []string) error {
+// gone fails if something is in a backup's folder besides the mark of its removal. What a listing has is looked at, and where the
+// listing cannot be believed, all that was removed: listings may lag behind in either way.
+func (c *Catalog) gone(ctx context.Context, name string, removed []string) error {
+	keys, err := c.below(ctx, name)
+	if errors.Is(err, errNotListed) {
+		keys, err = removed, nil
+	}
 	for _, key := range keys {
 		switch _, err := c.repo.Stat(ctx, key); {
 		case err == nil:
@@ -73,7 +86,7 @@ func (c *Catalog) gone(ctx context.Context, keys []string) error {
 			return err
 		}
 	}
-	return nil
+	return err
 }
 
 // Remove removes archived files, or what is stored beside them, in the order given.
