@@ -182,8 +182,8 @@ func clusterDigest(t *testing.T, p *testenv.Postgres) string {
 	return all.String()
 }
 
-// moment is a backup with what the cluster held when it ended.
-type moment struct{ backup, point, digest string }
+// moment is a backup with what the cluster held after it had ended: a digest of its rows, and the files.
+type moment struct{ backup, point, digest, files string }
 
 // Chains of deltas of random lengths, by each source, come back to what the cluster held.
 func TestRandomChainsOfDeltas(t *testing.T) {
@@ -244,16 +244,21 @@ func randomChain(t *testing.T, number int) {
 		}
 		point := fmt.Sprintf("point%d", member)
 		background.stop()
+		files := p.BaseCopy(t)
 		p.Exec(t, "CHECKPOINT", "SELECT pg_create_restore_point('"+point+"')")
-		moments = append(moments, moment{name, point, clusterDigest(t, p)})
+		moments = append(moments, moment{name, point, clusterDigest(t, p), files})
 		s.archived(p)
 		background = startLoad(t, p)
 	}
 	background.stop()
 	s.archived(p)
 	for _, m := range moments {
+		dir := s.fetch(m.backup, w.elsewhere()...)
+		recoverTo(t, s, dir, m.point)
+		recoverTo(t, s, m.files, m.point)
+		testenv.Figure(t, "pages compared with a copy that the server's own recovery made", "chains of deltas", samePages(t, m.files, dir))
 		settings := s.restoreSettings("recovery_target_name="+m.point, "recovery_target_action=promote", "enable_seqscan=off", "enable_bitmapscan=off")
-		restored := testenv.OpenPostgres(t, s.fetch(m.backup, w.elsewhere()...), testenv.PostgresOptions{Settings: settings})
+		restored := testenv.OpenPostgres(t, dir, testenv.PostgresOptions{Settings: settings})
 		restored.WaitFor(t, "SELECT pg_is_in_recovery()", "f", time.Minute)
 		if got := clusterDigest(t, restored); got != m.digest {
 			t.Errorf("backup %s came back as\n%s\ninstead of\n%s", m.backup, got, m.digest)

@@ -617,42 +617,15 @@ func (p *Postgres) SwitchWAL(t testing.TB) string {
 
 // Standby copies the running server by the low-level backup functions, so that it works for every version, and
 // starts the copy as a streaming standby with a replication slot of its own. Only o.Settings and o.TCP count.
-// Tablespaces outside of the data directory are refused: both servers would write to the same files.
 func (p *Postgres) Standby(t testing.TB, o PostgresOptions) *Postgres {
 	t.Helper()
 	o.Major = p.Major
-	scratch := Scratch(t)
-	dir := filepath.Join(scratch, "data")
-	slot := strings.NewReplacer("-", "_", ".", "_").Replace(strings.ToLower(filepath.Base(scratch)))
-
+	slot := strings.NewReplacer("-", "_", ".", "_").Replace(strings.ToLower(filepath.Base(Scratch(t))))
 	p.Exec(t, fmt.Sprintf("SELECT pg_create_physical_replication_slot('%s', true)", slot))
-	conn := p.Conn(t)
-	ctx, cancel := context.WithTimeout(context.Background(), sqlLimit)
-	defer cancel()
-	start, stop := "SELECT pg_backup_start('standby', true)", "SELECT labelfile, spcmapfile FROM pg_backup_stop(false)"
-	if p.Major < 15 {
-		start, stop = "SELECT pg_start_backup('standby', true, false)",
-			"SELECT labelfile, spcmapfile FROM pg_stop_backup(false, false)"
-	}
-	if _, err := conn.Exec(ctx, start); err != nil {
+	dir := p.BaseCopy(t)
+	signal := filepath.Join(dir, "standby.signal")
+	if err := os.WriteFile(signal, nil, 0o600); err != nil {
 		t.Fatal(err)
-	}
-	if err := copyCluster(p.DataDir, dir); err != nil {
-		t.Fatal(err)
-	}
-	var label, tablespaces string
-	if err := conn.QueryRow(ctx, stop).Scan(&label, &tablespaces); err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string]string{
-		"backup_label": label, "tablespace_map": tablespaces, "standby.signal": "",
-	} {
-		if name == "tablespace_map" && content == "" {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
 	}
 	giveToPostgres(t, dir)
 
@@ -667,6 +640,36 @@ func (p *Postgres) Standby(t testing.TB, o PostgresOptions) *Postgres {
 	p.WaitFor(t, fmt.Sprintf("SELECT state FROM pg_stat_replication JOIN pg_replication_slots ON pid = active_pid "+
 		"WHERE slot_name = '%s'", slot), "streaming", recoveryLimit)
 	return standby
+}
+
+// BaseCopy copies the running server's files, those of tablespaces included, between the low-level backup functions, and returns the
+// new data directory. Its recovery begins at the copy's beginning; its tablespaces are its own.
+func (p *Postgres) BaseCopy(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(Scratch(t), "data")
+	conn := p.Conn(t)
+	ctx, cancel := context.WithTimeout(context.Background(), sqlLimit)
+	defer cancel()
+	start, stop := "SELECT pg_backup_start('copy', true)", "SELECT labelfile FROM pg_backup_stop(false)"
+	if p.Major < 15 {
+		start, stop = "SELECT pg_start_backup('copy', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)"
+	}
+	if _, err := conn.Exec(ctx, start); err != nil {
+		t.Fatal(err)
+	}
+	if err := copyCluster(p.DataDir, dir); err != nil {
+		t.Fatal(err)
+	}
+	var label string
+	if err := conn.QueryRow(ctx, stop).Scan(&label); err != nil {
+		t.Fatal(err)
+	}
+	// Without a tablespace_map the links count, which lead to the copies.
+	if err := os.WriteFile(filepath.Join(dir, "backup_label"), []byte(label), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	giveToPostgres(t, dir)
+	return dir
 }
 
 // CatchUp waits until the standby has replayed everything that its primary has written by now.
@@ -712,8 +715,13 @@ func copyCluster(from, to string) error {
 			return nil
 		case entry.IsDir():
 			return os.Mkdir(target, 0o700)
-		case parent == "pg_tblspc":
-			return fmt.Errorf("tablespace %s lies outside of the data directory", name)
+		case parent == "pg_tblspc" && entry.Type() == fs.ModeSymlink:
+			source, err := filepath.EvalSymlinks(path)
+			if err != nil {
+				return err
+			}
+			own := to + "-" + entry.Name()
+			return errors.Join(copyCluster(source, own), os.Symlink(own, target))
 		case !entry.Type().IsRegular():
 			return nil
 		}
