@@ -24,6 +24,9 @@ DOCS_UPDATE  ?= $(GO) test ./internal/config ./internal/cli -run '^TestDocs' -co
 
 export WALDEN_TOOLS
 
+# Where the tests write. What Go builds stays on disk: it would take the memory of the tests.
+SCRATCH = GOTMPDIR=$${GOTMPDIR:-$${TMPDIR:-/tmp}} TMPDIR=$$(scripts/test-scratch)
+
 .PHONY: help
 help: ## print the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -40,8 +43,8 @@ demo: build ## lose a PostgreSQL server on purpose and bring every row back (abo
 test: go-version check ## every test, with the race detector and real servers; fails when one was skipped
 	scripts/install-test-tools
 	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
-	cd test/faultfs && CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+	$(SCRATCH) CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
+	cd test/faultfs && $(SCRATCH) CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 # What speaks to a PostgreSQL server; the rest does not change with its version, and neither do data races.
 MATRIX_PACKAGES := ./cmd/walden ./internal/postgres ./internal/wal ./internal/changes
@@ -55,12 +58,13 @@ test-matrix: go-version ## the tests with a PostgreSQL server on each of its ver
 	@majors="$${MAJORS:-$$(scripts/install-test-tools --list-majors)}"; status=0; \
 	for major in $$majors; do \
 		echo "== PostgreSQL $$major"; \
-		WALDEN_TEST_PG=$$major $(GO) test -timeout $(TEST_TIMEOUT) -skip '$(MATRIX_SKIP)' -json $(MATRIX_PACKAGES) \
+		$(SCRATCH) WALDEN_TEST_PG=$$major $(GO) test -timeout $(TEST_TIMEOUT) -skip '$(MATRIX_SKIP)' -json $(MATRIX_PACKAGES) \
 			| $(GO) run ./scripts/testreport -no-skips || status=1; \
 	done; exit $$status
 
 .PHONY: test-full
 test-full: export WALDEN_TEST_FULL := 1
+test-full: export TMPDIR := $(or $(TMPDIR),/tmp)
 test-full: ## test without samples: every fault, every moment of a kill, every size (hours; see docs/reliability.md)
 	$(MAKE) test TEST_TIMEOUT=5h
 
