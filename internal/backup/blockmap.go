@@ -107,16 +107,7 @@ func fromSummaries(ctx context.Context, d Deps, dir string, start postgres.Start
 	m := &changes.Map{From: from, To: to}
 	for _, s := range needed {
 		if err := d.Server.ReadSummary(ctx, s, func(e postgres.SummaryEntry) error {
-			r := changes.Relation{Tablespace: e.Tablespace, Database: e.Database, Number: e.Number}
-			switch {
-			case e.Limit && e.Number == 0:
-				m.Replace(e.Tablespace, e.Database)
-			case e.Fork != 0:
-			case e.Limit:
-				m.Cut(r, e.Block)
-			default:
-				m.Mark(r, e.Block)
-			}
+			m.Summarized(changes.Relation{Tablespace: e.Tablespace, Database: e.Database, Number: e.Number}, e.Fork, e.Block, e.Limit)
 			return nil
 		}); err != nil {
 			return nil, err

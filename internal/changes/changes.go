@@ -92,6 +92,21 @@ func (m *Map) Replace(tablespace, db uint32) {
 	m.databases[database{tablespace, db}] = true
 }
 
+// Summarized takes over an entry of one of PostgreSQL's summaries of WAL (pg_wal_summary_contents, src/include/common/blkreftable.h): a
+// block that changed or, as a limit, the length to which the fork was cut. A relation with the number 0 stands for all of a database.
+func (m *Map) Summarized(r Relation, fork int16, block uint32, limit bool) {
+	const mainFork = 0
+	switch {
+	case limit && r.Number == 0:
+		m.Replace(r.Tablespace, r.Database)
+	case fork != mainFork:
+	case limit:
+		m.Cut(r, block)
+	default:
+		m.Mark(r, block)
+	}
+}
+
 // Add takes over everything that another map has; it does not change From and To.
 func (m *Map) Add(o *Map) {
 	for d := range o.databases {

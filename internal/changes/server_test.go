@@ -41,6 +41,10 @@ func TestTheLogAccountsForEveryPageThatChanged(t *testing.T) {
 					"wal_level": "logical", "wal_keep_size": "4GB", "max_prepared_transactions": "5", "track_commit_timestamp": "on",
 					"autovacuum": "off", "max_wal_size": "4GB", "checkpoint_timeout": "1h",
 				}}
+				summaries := major >= 17
+				if summaries {
+					o.Settings["summarize_wal"] = "on"
+				}
 				if mode == "hints logged" {
 					o.Settings["wal_log_hints"] = "on"
 				}
@@ -63,6 +67,10 @@ func TestTheLogAccountsForEveryPageThatChanged(t *testing.T) {
 					n := comparePages(t, m, before, after, mode == "hints not logged")
 					testenv.Figure(t, "pages whose change is in the log", fmt.Sprintf("PostgreSQL %d", major), n)
 					server.Start()
+					if summaries {
+						comparePages(t, summarized(t, server, from), before, after, mode == "hints not logged")
+						testenv.Figure(t, "pages whose change is in the server's summaries", fmt.Sprintf("PostgreSQL %d", major), n)
+					}
 				}
 				// Those of every kind of index, sequences, multixacts, databases, tablespaces, the map of relations, messages.
 				for _, manager := range []int{0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 21} {
@@ -345,6 +353,28 @@ func foldLocal(t *testing.T, dataDir string, from wal.LSN) *Map {
 			t.Fatal(err)
 		}
 	}
+}
+
+// summarized has what the server's summaries say of its log from a position on, up to now.
+func summarized(t *testing.T, server *testenv.Postgres, from wal.LSN) *Map {
+	t.Helper()
+	to := server.Query(t, "SELECT pg_current_wal_insert_lsn()")
+	server.Exec(t, "CHECKPOINT") // which ends a summary
+	server.WaitFor(t, "SELECT summarized_lsn >= '"+to+"' FROM pg_get_wal_summarizer_state()", "t", 2*time.Minute)
+	m := &Map{From: from}
+	lines := server.Query(t, fmt.Sprintf(`SELECT c.reltablespace, c.reldatabase, c.relfilenode, c.relforknumber, c.relblocknumber, c.is_limit_block
+		FROM pg_available_wal_summaries() AS s, pg_wal_summary_contents(s.tli, s.start_lsn, s.end_lsn) AS c WHERE s.end_lsn > '%s'`, from))
+	for line := range strings.Lines(lines) {
+		var r Relation
+		var fork int16
+		var block uint32
+		var limit string
+		if _, err := fmt.Sscanf(strings.ReplaceAll(line, "|", " "), "%d %d %d %d %d %s", &r.Tablespace, &r.Database, &r.Number, &fork, &block, &limit); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		m.Summarized(r, fork, block, limit == "t")
+	}
+	return m
 }
 
 // seen is what is compared of a record.
