@@ -118,7 +118,7 @@ func (r *process) until(t *testing.T, what string, condition func() bool) {
 }
 
 // beginning finds the name of the backup in the log of the command that takes it.
-var beginning = regexp.MustCompile(`msg="backup begins" .*backup=(base_[0-9A-F]+)`)
+var beginning = regexp.MustCompile(`msg="backup begins" .*backup=(base_[0-9A-F_]+)`)
 
 // untilCopying waits until the walk is over and parts of the backup are being written to the archive, where they have no name
 // until they are complete, and returns the backup's folder.

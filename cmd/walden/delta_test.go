@@ -449,3 +449,53 @@ func TestAChainOfWALGIsContinued(t *testing.T) {
 		t.Errorf("orders came back as %s instead of %s", got, want)
 	}
 }
+
+// A relation above 1 GiB lies in several files. It is changed in each of them, cut within the second one, then within the first one, and
+// grows again; a delta is taken after each, by a scan and by the WAL in turn.
+func TestARelationOfSeveralFilesIsInADelta(t *testing.T) {
+	t.Parallel()
+	if !testenv.Full() {
+		return // it writes some GiB
+	}
+	s := deltaSite(t, "WALG_COMPRESSION_METHOD=lz4").quick()
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{Settings: s.archiving("autovacuum=off", "max_wal_size=4GB")})
+	const perFile = 1 << 30 / blockSize
+	insert := fmt.Sprintf("INSERT INTO large SELECT g, repeat(md5(g::text), 22) FROM generate_series(%%d, %d) AS g", perFile+9000)
+	p.Exec(t, "CREATE TABLE large(id bigint, note text) WITH (fillfactor = 10)", "ALTER TABLE large ALTER note SET STORAGE PLAIN", fmt.Sprintf(insert, 1),
+		"CREATE INDEX ON large(id)", "CHECKPOINT")
+	if blocks := p.Query(t, fmt.Sprintf("SELECT pg_relation_size('large') > %d::bigint * %d", perFile, blockSize)); blocks != "t" {
+		t.Fatal("the relation has one file")
+	}
+	s.push(p)
+	const digest = "SELECT count(*), md5(string_agg(id || note, ',' ORDER BY id)) FROM large"
+	for i, work := range [][]string{
+		{"UPDATE large SET note = reverse(note) WHERE id IN (5, 130000, 131073, 139000)"},
+		{fmt.Sprintf("DELETE FROM large WHERE id > %d", perFile+4000), "VACUUM large"},
+		{"DELETE FROM large WHERE id > 100000", "VACUUM large"},
+		{fmt.Sprintf(insert, 100001)},
+	} {
+		p.Exec(t, work...)
+		name, log := s.push(p, fmt.Sprintf("--walg-use-wal-delta=%t", i%2 == 1))
+		if !isDelta(name) || strings.Contains(log, "every page is read") != (i%2 == 0) {
+			t.Fatalf("backup %s\n%s", name, log)
+		}
+		files, point := p.BaseCopy(t), fmt.Sprintf("point%d", i)
+		p.Exec(t, "CHECKPOINT", "SELECT pg_create_restore_point('"+point+"')")
+		want := p.Query(t, digest)
+		s.archived(p)
+		dir := s.fetch(name)
+		recoverTo(t, s, files, point)
+		recoverTo(t, s, dir, point)
+		samePages(t, files, dir)
+		restored := testenv.OpenPostgres(t, dir, testenv.PostgresOptions{Settings: s.restoreSettings("recovery_target_name="+point, "recovery_target_action=promote")})
+		if got := restored.Query(t, digest); got != want {
+			t.Errorf("after step %d: %s instead of %s", i, got, want)
+		}
+		restored.Stop("immediate")
+		for _, d := range []string{dir, files} {
+			if err := os.RemoveAll(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

@@ -45,11 +45,12 @@ func TestKill(t *testing.T) {
 			k.p = testenv.StartPostgres(t, testenv.PostgresOptions{Settings: s.archiving("max_wal_size=2GB")})
 			k.p.Exec(t, "CREATE TABLE solid AS SELECT g AS id, gen_random_uuid() AS note FROM generate_series(1, 200000) AS g",
 				"CREATE TABLE journal(id bigserial PRIMARY KEY, note text, at timestamptz DEFAULT now())")
-			t.Run("backup-push", k.backupPush)
+			t.Run("backup-push", func(t *testing.T) { k.backupPush(t) })
 			t.Run("backup-fetch", k.backupFetch)
 			t.Run("backup-list", k.backupList)
 			t.Run("wal-push", k.walPush)
 			t.Run("wal-fetch", k.walFetch)
+			t.Run("backup-push of a delta", func(t *testing.T) { k.backupPush(t, "--walg-delta-max-steps=5", "--walg-use-wal-delta=true") })
 		})
 	}
 }
@@ -99,7 +100,7 @@ func (k *killing) moments(t *testing.T, usual []time.Duration, command func(t *t
 	check func(t *testing.T, n int, r *process),
 ) {
 	t.Helper()
-	name := filepath.Base(t.Name())
+	name := strings.ReplaceAll(filepath.Base(t.Name()), "_", " ")
 	hits, missed, wanted := 0, 0, testenv.Pick(2, 100)
 	for hits < wanted && missed < 3*wanted && !t.Failed() {
 		t.Run("moment", func(t *testing.T) {
@@ -138,6 +139,9 @@ func (k *killing) took(t *testing.T, command func(t *testing.T) (dir string, arg
 			each = append(each, time.Since(began))
 		})
 	}
+	if len(each) == 0 {
+		t.FailNow()
+	}
 	return each
 }
 
@@ -148,12 +152,13 @@ func median(of []time.Duration) time.Duration {
 // solid is the part of the cluster that never changes.
 const solid = "SELECT count(*), md5(string_agg(note::text, '' ORDER BY id)) FROM solid"
 
-func (k *killing) backupPush(t *testing.T) {
+func (k *killing) backupPush(t *testing.T, flags ...string) {
+	args := append([]string{"backup-push", k.p.DataDir}, flags...)
 	want := k.p.Query(t, solid)
 	push := func(t *testing.T) (string, []string) {
 		k.p.Exec(t, "TRUNCATE journal")
 		startLoad(t, k.p)
-		return k.dir, []string{"backup-push", k.p.DataDir}
+		return k.dir, args
 	}
 	usual := k.took(t, push)
 	known := map[string]bool{}
@@ -186,7 +191,7 @@ func (k *killing) backupPush(t *testing.T) {
 		if len(fresh) > 1 || began != nil && len(fresh) == 1 && fresh[0] != began[1] {
 			t.Errorf("newly listed: %v, begun: %v", fresh, began)
 		}
-		second := k.must(k.p, "backup-push", k.p.DataDir)
+		second := k.must(k.p, args...)
 		again := unknown(t)
 		if len(again) != 1 {
 			t.Fatalf("the second run added %v to the list", again)
