@@ -158,7 +158,8 @@ func (c *Coverage) Understood(timeline wal.Timeline) bool {
 	return timeline == 1 || ok
 }
 
-// LeadsTo tells whether recovery can begin with the backup and end on the timeline.
+// LeadsTo tells whether recovery can begin with the backup and end on the timeline: the backup has to end before the line of descent
+// leaves its timeline, for what was copied after that is of another line, and recovery does not get to its end.
 func (c *Coverage) LeadsTo(b Backup, timeline wal.Timeline) bool {
 	own, first, ok := b.First()
 	if !ok || own == timeline {
@@ -169,7 +170,7 @@ func (c *Coverage) LeadsTo(b Backup, timeline wal.Timeline) bool {
 			continue
 		}
 		if b.StartLSN != 0 {
-			return b.StartLSN < s.LSN
+			return b.StartLSN < s.LSN && b.FinishLSN <= s.LSN
 		}
 		return c.inv.SegmentSize == 0 || first <= At(s.LSN, c.inv.SegmentSize)
 	}
@@ -236,13 +237,10 @@ func (c *Coverage) Windows(timeline wal.Timeline) []Window {
 	var usable []part
 	size := c.inv.SegmentSize
 	for _, b := range c.inv.Backups {
-		own, first, ok := b.First()
+		_, first, ok := b.First()
 		last, ended := b.Last(size)
 		if !ok || !ended || !c.LeadsTo(b, timeline) || c.Unrestorable(b) != nil {
 			continue
-		}
-		if end, left := c.leaves(own, timeline); left && b.FinishLSN > end {
-			continue // it was complete only on what this line of descent does not have
 		}
 		usable = append(usable, part{b, first.Number(size), last.Number(size)})
 	}
@@ -263,16 +261,6 @@ func (c *Coverage) Windows(timeline wal.Timeline) []Window {
 		}
 	}
 	return windows
-}
-
-// leaves returns where the line of descent of a timeline leaves an ancestor.
-func (c *Coverage) leaves(ancestor, timeline wal.Timeline) (wal.LSN, bool) {
-	for _, s := range c.inv.Histories[timeline] {
-		if s.Timeline == ancestor {
-			return s.LSN, true
-		}
-	}
-	return 0, false
 }
 
 // Branch is what the archive holds of one timeline by itself (WAL-G format, "wal-show").

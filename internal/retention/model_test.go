@@ -240,7 +240,7 @@ func (b *backup) leadsTo(l *line) bool {
 	limit := ^wal.LSN(0)
 	for ; l != nil; l = l.parent {
 		if l == b.line {
-			return b.StartLSN < limit
+			return b.StartLSN < limit && b.FinishLSN <= limit
 		}
 		limit = min(limit, l.left)
 	}
