@@ -917,6 +917,47 @@ func TestRecoveryStopsAtItsTargetAndNeverShortOfIt(t *testing.T) {
 	}
 }
 
+// Behind a permanent backup, or one that was copied, WAL is missing on purpose. PostgreSQL 15 and newer read ahead, so they ask for it
+// before they reach a target that lies before it. One that lies behind it is never reached, and without a target nothing says that the
+// operator knows: then recovery stops.
+func TestAGapBehindTheRecoveryTargetIsNoObstacle(t *testing.T) {
+	t.Parallel()
+	s := newSite(t).quick()
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving("autovacuum=off")})
+	p.Exec(t, "CREATE TABLE n(i int)")
+	s.must(p, "backup-push", p.DataDir)
+	p.Exec(t, "INSERT INTO n VALUES (1)", "SELECT pg_create_restore_point('before')")
+	s.archived(p)
+	p.Exec(t, "INSERT INTO n VALUES (2)")
+	lost := p.SwitchWAL(t)
+	p.Exec(t, "INSERT INTO n VALUES (3)", "SELECT pg_create_restore_point('behind')")
+	s.archived(p)
+	p.Stop("immediate")
+	s.remove(t, func(key string) bool { return strings.HasPrefix(key, "wal_005/"+lost) })
+	const count = "SELECT count(*) FROM n"
+	for target, want := range map[string]string{"recovery_target_name=before": "1", "recovery_target=immediate": "0"} {
+		restored := testenv.OpenPostgres(t, s.fetch("LATEST"), testenv.PostgresOptions{Settings: s.restoreSettings(target, "recovery_target_action=promote")})
+		restored.WaitFor(t, "SELECT pg_is_in_recovery()", "f", recoveryLimit)
+		if got := restored.Query(t, count); got != want {
+			t.Errorf("%s: %s rows", target, got)
+		}
+		restored.Stop("immediate")
+	}
+	for target, says := range map[string]string{"recovery_target_name=behind": "recovery ended before configured recovery target was reached", "": "exit code 200"} {
+		settings := s.restoreSettings("hot_standby=off")
+		if target != "" {
+			settings = s.restoreSettings("hot_standby=off", target)
+		}
+		restored := testenv.AttachPostgres(t, s.fetch("LATEST"), testenv.PostgresOptions{Settings: settings})
+		if err := restored.TryStart(); err == nil {
+			t.Fatalf("with the target %q recovery has ended with %s rows", target, restored.Query(t, count))
+		}
+		if log := restored.LogTail(); !strings.Contains(log, says) || !strings.Contains(log, "the archive has a gap") {
+			t.Errorf("with the target %q the server's log is\n%s", target, log)
+		}
+	}
+}
+
 // The log leaves a timeline in the middle of a segment, behind its first record, in its last page, or between two segments; and
 // again on the next timeline. Whichever timeline recovery is to follow, it ends with the rows of that timeline.
 func TestRecoveryFollowsTheTimelineThatItIsTold(t *testing.T) {

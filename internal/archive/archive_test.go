@@ -841,6 +841,48 @@ func TestAGapIsNotTheEndOfTheArchive(t *testing.T) {
 	}
 }
 
+// A server with a recovery target opens the database only when it was reached, however much of the log it gets. It may look for segments
+// behind its target: PostgreSQL 15 and newer read ahead of what they replay.
+func TestAServerWithARecoveryTargetMayReadUpToAGap(t *testing.T) {
+	t.Parallel()
+	name := func(timeline uint32, number uint64) string { return fmt.Sprintf("%08X00000000%08X", timeline, number) }
+	for _, c := range []struct {
+		what, asked string
+		archived    []string
+		gap         bool // although there is a target
+	}{
+		{"a later one is there", name(1, 4), []string{name(1, 3), name(1, 5)}, false},
+		{"a later one of a child is there", name(2, 5), []string{name(1, 3), name(2, 4), name(2, 6)}, false},
+		{"the parent's of the same place is there, in which the log goes on otherwise", name(2, 4), []string{name(1, 4), name(2, 5)}, true},
+		{"a history whose segments are there", "00000003.history", []string{name(1, 5), name(3, 5)}, true},
+	} {
+		s := storagetest.NewMemory()
+		for _, file := range c.archived {
+			if err := s.Put(t.Context(), "wal_005/"+file+".lz4", strings.NewReader("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var log bytes.Buffer
+		d := deps(t, s, "lz4", &log)
+		for _, target := range []string{"", "recovery_target = 'immediate'\n", "recovery_target = ''\n"} {
+			synctest.Test(t, func(t *testing.T) {
+				dir := dataDir(t, cluster, "recovery.signal")
+				write(t, filepath.Join(dir, pgdata.ControlName), controlOn(cluster, 2))
+				write(t, filepath.Join(dir, "postgresql.auto.conf"), []byte(target))
+				log.Reset()
+				err := Fetch(t.Context(), d, FetchOptions{c.asked, filepath.Join(dir, "pg_wal", "X"), time.Minute, ""})
+				want := c.gap || !strings.Contains(target, "immediate")
+				if errors.Is(err, errGap) != want || errors.Is(err, ErrAbsent) == want {
+					t.Errorf("%s, %q: %v", c.what, target, err)
+				}
+				if !want && !strings.Contains(log.String(), "target=recovery_target=immediate") && !strings.Contains(log.String(), `target="recovery_target=immediate"`) {
+					t.Errorf("%s: the log does not say why:\n%s", c.what, log.String())
+				}
+			})
+		}
+	}
+}
+
 // A segment that another process is archiving just now, after its successor, is no gap.
 func TestAGapThatClosesIsNone(t *testing.T) {
 	t.Parallel()

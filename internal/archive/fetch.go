@@ -36,6 +36,20 @@ var errContent = errors.New("the archived file is damaged")
 // errGap marks a file that the archive does not hold although it holds what follows it.
 var errGap = errors.New("the archive has a gap")
 
+// gapError is a segment or history that is missing in the archive.
+type gapError struct {
+	follower string // what is there and was archived later
+	// elder tells that there is an older timeline's segment of the same place, in which PostgreSQL would read on: on another line of descent.
+	// A history counts as such: without it the server stays on the older timeline.
+	elder bool
+}
+
+func (e *gapError) Error() string {
+	return fmt.Sprintf("%v: it does not hold this file, but %s", errGap, e.follower)
+}
+
+func (e *gapError) Unwrap() error { return errGap }
+
 // errNoArchive marks a prefix under which no WAL is archived.
 var errNoArchive = errors.New("wrong storage")
 
@@ -120,6 +134,17 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 		}
 		return err
 	})
+	if gap := (*gapError)(nil); errors.As(err, &gap) && !gap.elder {
+		target, terr := targetNear(o.Dest)
+		if terr != nil {
+			return fmt.Errorf("cannot fetch %s: %w; and whether the server has a recovery target cannot be told: %w", o.Name, err, terr)
+		}
+		if target != "" {
+			d.Log.Warn("the archive has a gap; PostgreSQL may read no further than here, and ends with an error unless it reaches its recovery target before",
+				"action", "wal-fetch", "seg", o.Name, "follower", gap.follower, "target", target)
+			return fmt.Errorf("%s: %w", o.Name, ErrAbsent)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("cannot fetch %s: %w", o.Name, err)
 	}
@@ -171,9 +196,11 @@ func ended(ctx context.Context, last error) error {
 	return fmt.Errorf("%w; before that: %w", context.Cause(ctx), last)
 }
 
+// timelineLen is the length of the timeline in a segment's name; the position follows.
+const timelineLen = 8
+
 // endsBefore tells whether recovery is to be told that the file called name is absent, see FetchOptions.EndBefore.
 func endsBefore(name, end string) bool {
-	const timelineLen = 8 // a segment's position is what follows its timeline
 	switch kind := wal.Classify(name); {
 	case end == "" || kind != wal.Classify(end):
 		return false
@@ -187,14 +214,14 @@ func endsBefore(name, end string) bool {
 // is nothing at all, the prefix is wrong or the storage not mounted; and in archive recovery, which the first absent segment ends
 // for good, if there is what was archived after it.
 func absent(ctx context.Context, d Deps, o FetchOptions, state State) error {
-	follower, empty, err := lookAround(ctx, d, o, state)
+	gap, empty, err := lookAround(ctx, d, o, state)
 	switch {
 	case err != nil:
 		return fmt.Errorf("cannot tell whether %s is archived: %w", o.Name, err)
 	case empty:
 		return noArchive(ctx, d)
-	case follower != "":
-		return hint.With(fmt.Errorf("%w: it does not hold this file, but %s", errGap, follower),
+	case gap.follower != "":
+		return hint.With(&gap,
 			fmt.Sprintf("look for %s in the pg_wal of the server that wrote it, and archive it with wal-push; "+
 				"to end recovery before it and do without all that follows, set WALDEN_END_RECOVERY_BEFORE=%s", o.Name, o.Name))
 	}
@@ -221,25 +248,41 @@ func noArchive(ctx context.Context, d Deps) error {
 //
 // PostgreSQL asks for absent segments also where there is no gap: for the next one of the newest timeline, then of its ancestors,
 // and for one that was left in its middle and is archived as ".partial". None of them has a follower on its own timeline.
-func lookAround(ctx context.Context, d Deps, o FetchOptions, state State) (follower string, empty bool, err error) {
+func lookAround(ctx context.Context, d Deps, o FetchOptions, state State) (gap gapError, empty bool, err error) {
 	asked, _ := wal.NameTimeline(o.Name)
 	isHistory := wal.Classify(o.Name) == wal.KindHistory
 	search := state == ArchiveRecovery && (isHistory && asked > newestTimeline(o.Dest) || wal.Classify(o.Name) == wal.KindSegment)
-	empty = true
+	empty, gap.elder = true, isHistory
 	for name, err := range d.Catalog.WAL().Names(ctx) {
 		if err != nil {
-			return "", false, err
+			return gap, false, err
 		}
 		empty = false
 		if !search {
 			break
 		}
+		if wal.Classify(name) != wal.KindSegment {
+			continue
+		}
 		timeline, _ := wal.NameTimeline(name)
-		if wal.Classify(name) == wal.KindSegment && timeline == asked && (isHistory || name > o.Name) && (follower == "" || name < follower) {
-			follower = name
+		if timeline == asked && (isHistory || name > o.Name) && (gap.follower == "" || name < gap.follower) {
+			gap.follower = name
+		}
+		if timeline < asked && !isHistory && name[timelineLen:] == o.Name[timelineLen:] {
+			gap.elder = true
 		}
 	}
-	return follower, empty, nil
+	return gap, empty, nil
+}
+
+// targetNear is where the server that asks for a file is told to end recovery, "" if it is told nothing of which this can be sure.
+func targetNear(dest string) (string, error) {
+	for _, dir := range dataDirs(dest) {
+		if exists(filepath.Join(dir, pgdata.ControlName)) {
+			return pgdata.RecoveryTarget(dir)
+		}
+	}
+	return "", nil
 }
 
 // newestTimeline is the newest one that a data directory knows of. Its own history may be in an archive that was in use before;
