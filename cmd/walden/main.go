@@ -14,7 +14,7 @@ var version = "unknown"
 
 func main() {
 	os.Exit(cli.Main(cli.Process{
-		Args: os.Args[1:], Called: os.Args[0], Program: program(), Environ: os.Environ(), Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
+		Args: os.Args[1:], Called: os.Args[0], Program: program(), Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
 	}))
 }
 

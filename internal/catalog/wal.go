@@ -176,5 +176,9 @@ func (w *WAL) header(ctx context.Context, name string) (wal.Header, error) {
 	if err != nil {
 		return wal.Header{}, err
 	}
-	return wal.ParseHeader(b)
+	h, err := wal.ParseHeader(b)
+	if errors.Is(err, wal.ErrNotWAL) { // or it is encrypted, and read without a key
+		err = fmt.Errorf("cannot read archived segment %s: %w: %w", name, ErrDamaged, err)
+	}
+	return h, err
 }

@@ -22,11 +22,20 @@ const (
 	toLook    use = iota // at documents, and at an object now and then
 	toDecrypt            // what it fetches
 	toEncrypt            // what it pushes
+	toCarry              // not at all: objects go as they are
 )
 
 // openCipher makes the cipher that the settings ask for, and makes sure that it can do what it is needed for.
 func (a *app) openCipher(ctx context.Context, needed use) (crypt.Cipher, error) {
 	e := a.config.Encryption
+	if needed == toCarry {
+		c, err := a.openCipher(ctx, toLook)
+		if err != nil { // what it would have told can be done without
+			a.log.Info("the keys cannot be used; objects are taken as they are, and encrypted timeline histories cannot be read", "error", err)
+			return crypt.None{}, nil
+		}
+		return c, nil
+	}
 	if e.Refused != "" {
 		return nil, hint.With(fmt.Errorf("cannot encrypt: %s", e.Refused), "storing in the clear what should be encrypted is never right, so nothing was done")
 	}

@@ -33,6 +33,7 @@ type Process struct {
 	Called         string   // argv[0]; its last element may name a tool that walden stands in for
 	Program        string   // as it was called, for messages that tell the operator what to type
 	Environ        []string
+	Stdin          io.Reader // nil: there is nothing to be read
 	Stdout, Stderr io.Writer
 	Version        string
 }
@@ -76,6 +77,7 @@ type app struct {
 	seams        seams
 
 	config  config.Config
+	secrets []config.Secret // of further configurations
 	log     *slog.Logger
 	closers []func() error
 	cipher  crypt.Cipher // of the open archive
@@ -118,7 +120,7 @@ func (a *app) command(name string) *cobra.Command {
 	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
 	a.addSettingFlags(root)
 	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walShow(), a.walVerify(),
-		a.delete(), a.archive(), a.settings())
+		a.delete(), a.archive(), a.copy(), a.storageTools(), a.settings())
 	root.AddCommand(a.notYet()...)
 	return root
 }

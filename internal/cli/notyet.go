@@ -16,10 +16,8 @@ var missing = []struct{ name, instead string }{
 	{"catchup-push", "take a backup and restore it where the standby is"},
 	{"catchup-receive", "take a backup and restore it where the standby is"},
 	{"catchup-send", "take a backup and restore it where the standby is"},
-	{"copy", "copy the archive with the storage's own tools: its objects hold no names of their place"},
 	{"daemon", "let archive_command and restore_command call wal-push and wal-fetch, which start within milliseconds"},
 	{"pgbackrest", "restore repositories of pgBackRest with pgBackRest"},
-	{"st", "use the storage's own tools"},
 	{"wal-receive", "archive with archive_command"},
 	{"wal-restore", "restore a backup, or use pg_rewind with its --restore-target-wal"},
 }

@@ -25,9 +25,18 @@ import (
 
 // openCatalog opens the archive that the settings name, with keys that can do what they are needed for.
 func (a *app) openCatalog(ctx context.Context, needed use) (*catalog.Catalog, codec.Codec, error) {
-	if t := a.config.Storage.Target; t != "" && t != "default" {
+	if t := a.config.Storage.Target; t != "" && t != primaryStorage {
 		return nil, nil, fmt.Errorf("cannot use the storage %q: this version of walden knows the storage \"default\" only", t)
 	}
+	r, c, err := a.openRepo(ctx, needed)
+	if err != nil {
+		return nil, nil, err
+	}
+	return catalog.New(r, a.log), c, nil
+}
+
+// openRepo opens the storage that the settings name, with keys that can do what they are needed for.
+func (a *app) openRepo(ctx context.Context, needed use) (*repo.Repo, codec.Codec, error) {
 	options := codec.Options{BlocksAtOnce: a.blocksAtOnce}
 	if a.config.Compression.Method == "zstd" { // the level's default is always set
 		options.ZstdLevel = a.config.Compression.ZstdLevel
@@ -43,7 +52,7 @@ func (a *app) openCatalog(ctx context.Context, needed use) (*catalog.Catalog, co
 	if err != nil {
 		return nil, nil, err
 	}
-	return catalog.New(repo.New(s, c, a.cipher, repo.Options{Log: a.log}), a.log), c, nil
+	return repo.New(s, c, a.cipher, repo.Options{Log: a.log}), c, nil
 }
 
 // seams are where tests come between walden and its storage: directly around the backend, where a failure is one that may

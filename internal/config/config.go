@@ -32,6 +32,7 @@ type Config struct {
 	settings []Value
 	secrets  []Secret
 	warnings []string
+	failover func(name string) (Config, error) // nil if there is no failover storage
 }
 
 // Kind is a kind of storage.
@@ -66,7 +67,7 @@ type Storage struct {
 	OSSPrefix, S3Prefix, FilePrefix, GSPrefix, AzurePrefix, SwiftPrefix, SSHPrefix string
 
 	Target   string   // name of the storage to use, "" or "default" for the primary
-	Failover []string // names of the failover storages in the configuration file, sorted
+	Failover []string // names of the failover storages in the configuration file, sorted; see [Config.FailoverStorage]
 }
 
 // S3 holds the settings of S3 and of services that speak its protocol. "" means: as the AWS SDK does by default.

@@ -38,6 +38,7 @@ func load(in Input, systemFile string) (Config, error) {
 	l.addFile(in.File, in.Home, systemFile)
 	l.fill()
 	l.checkTogether()
+	l.keepFailover()
 	l.warn()
 	if len(l.faults) > 0 {
 		return l.config, l.faults

@@ -365,7 +365,7 @@ func TestWarnings(t *testing.T) {
 			[]string{"GOMAXPROCS has no effect: the Go runtime reads it from the environment only"}},
 		{"file that names a file", Input{File: writeFile(t, dir, "f.env", "WALG_CONFIG_PATH=/x\n")}, nil},
 		{"failover", Input{File: writeFile(t, dir, "o.yaml", "WALG_FAILOVER_STORAGES:\n  b: {WALG_FILE_PREFIX: /b}\n  a: {AWS_SECRET_KEY: hidden}\n")},
-			[]string{"WALG_FAILOVER_STORAGES has no effect: there is one storage: failover storages are not used"}},
+			[]string{"WALG_FAILOVER_STORAGES: the commands of `st` alone use failover storages; WAL and backups are pushed to the primary storage and fetched from it"}},
 	} {
 		t.Run(test.title, func(t *testing.T) {
 			t.Parallel()

@@ -51,7 +51,7 @@ func concurrency() *bounds { return between(1, 1024) }
 
 // Reasons that several settings share.
 const (
-	noFailover = "there is one storage: failover storages are not used"
+	noFailover = "walden takes no storage for another one by itself"
 	noProfiles = "walden has no debug server and writes no profiles"
 	noComposer = "walden has one way of dividing a cluster into parts"
 	noReceive  = "walden does not stream WAL"
@@ -654,12 +654,16 @@ func logging() []Definition {
 	})
 }
 
+// failoverStorages names the setting that holds the failover storages.
+const failoverStorages = "WALG_FAILOVER_STORAGES"
+
 func failover() []Definition {
-	const name = "WALG_FAILOVER_STORAGES"
+	const name = failoverStorages
 	definitions := []Definition{
-		{Name: name, Type: Map, Secret: true, fileOnly: true, Effect: noFailover,
+		{Name: name, Type: Map, Secret: true, fileOnly: true,
 			Help: "Further storages by name, each a map of its settings. Can be written in a configuration file only. Values in it " +
-				"are never shown.",
+				"are never shown. Only the commands of `st` use them, with `--target` and `--source`, for example to move back what WAL-G " +
+				"has put there; WAL and backups are pushed to the primary storage and fetched from it.",
 			field: func(c *Config) any { return &c.Storage.Failover }},
 		{Name: name + "_CHECK", Type: Boolean, Default: "true", Help: "Whether storages are probed before use."},
 		{Name: name + "_CHECK_TIMEOUT", Type: Duration, Default: "30s", Help: "Longest time of a probe."},
@@ -679,8 +683,8 @@ func failover() []Definition {
 		{Name: name + "_CACHE_EMA_ALPHA_DEAD_MIN", Type: Text, Default: "0.1",
 			Help: "Smallest weight of a result while the storage is dead."},
 	}
-	for i := range definitions {
-		definitions[i].Effect = noFailover
+	for i := range definitions[1:] {
+		definitions[1+i].Effect = noFailover
 	}
 	return inGroup(groupFailover, definitions)
 }

@@ -39,11 +39,15 @@ func (r *Repo) OpenSealed(ctx context.Context, object string) (*Reader, error) {
 
 // unseal decrypts and decompresses raw. Closing the result closes body.
 func (r *Repo) unseal(object string, raw io.Reader, body io.Closer) (*opened, error) {
-	decrypted, err := r.cipher.Decrypt(raw)
+	return r.unsealWith(object, raw, body, r.decoder(object), r.cipher)
+}
+
+func (r *Repo) unsealWith(object string, raw io.Reader, body io.Closer, decoder codec.Codec, cipher crypt.Cipher) (*opened, error) {
+	decrypted, err := cipher.Decrypt(raw)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot decrypt %q from %s: %w", object, r.store, err), body.Close())
 	}
-	plain, err := r.decoder(object).NewReader(undecrypted{decrypted})
+	plain, err := decoder.NewReader(undecrypted{decrypted})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot decompress %q from %s: %w", object, r.store, err), body.Close())
 	}

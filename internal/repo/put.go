@@ -242,12 +242,22 @@ func (r *Repo) hash(ctx context.Context, object string) (Sealed, error) {
 	if err != nil {
 		return Sealed{}, err
 	}
-	s := Sealed{Object: object}
-	sum := sha256.New()
-	s.Size, err = io.Copy(sum, body)
-	sum.Sum(s.SHA256[:0])
+	s, err := measure(object, body)
 	return s, errors.Join(err, body.Close())
 }
+
+// measure reads body to its end.
+func measure(object string, body io.Reader) (Sealed, error) {
+	s := Sealed{Object: object}
+	sum := sha256.New()
+	n, err := io.Copy(sum, body)
+	s.Size = n
+	sum.Sum(s.SHA256[:0])
+	return s, err
+}
+
+// damaged tells whether an error blames the bytes that were read, so that reading them again is of no use.
+func damaged(err error) bool { return errors.Is(err, codec.ErrDamaged) }
 
 // countingWriter counts bytes.
 type countingWriter struct {

@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/config"
+	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/transfer"
+)
+
+// primaryStorage is the name of the storage that a prefix names.
+const primaryStorage = "default"
+
+func (a *app) copy() *cobra.Command {
+	var o transfer.CopyOptions
+	var from, to string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "copy --from FILE --to FILE",
+		Short: "Copy backups and their WAL into another archive, as they are stored",
+		Long: "Copies byte for byte from the archive that one configuration file names to that of another; no key is needed. Each backup comes with\n" +
+			"all that it is based on, and with the WAL from its start to its end; with --with-history all WAL follows that was archived since.\n" +
+			"Before anything is written the source is checked for what a restore would lack. What is copied is compared with the hashes that were\n" +
+			"recorded when it was written. A copy that was cut off is completed by the same command; run again later, it adds what is new.\n\n" +
+			"All settings of the two archives come from the two files, none from the environment.",
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			debug.SetGCPercent(gcPercent)
+			source, target, err := a.twoConfigurations(cmd, from, to)
+			if err != nil {
+				return err
+			}
+			d, err := a.ends(cmd.Context(), source, target, toCarry, toCarry)
+			if err != nil {
+				return err
+			}
+			report, err := transfer.Copy(cmd.Context(), d, o)
+			if err != nil {
+				return err
+			}
+			a.reportTransfer("copied", report)
+			if asJSON {
+				return printTransfer(a.process.Stdout, report)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&from, "from", "f", "", "configuration `FILE` of the archive that is copied")
+	f.StringVarP(&to, "to", "t", "", "configuration `FILE` of the archive that the copy goes to")
+	f.StringVarP(&o.Backup, "backup-name", "b", "", "copy the backup `NAME`, or LATEST, with all that it is based on (default: all backups)")
+	f.BoolVarP(&o.Onward, "with-history", "w", false, "copy all WAL since the first of the backups")
+	f.BoolVar(&o.Checksum, "checksum", false, "compare what is there already by content, and not by size where no hash is recorded")
+	f.BoolVar(&asJSON, "json", false, "what was done as JSON")
+	return cmd
+}
+
+// twoConfigurations reads the configuration files of two archives, and refuses those of the same place.
+func (a *app) twoConfigurations(cmd *cobra.Command, from, to string) (source, target *app, err error) {
+	if from == "" || to == "" {
+		return nil, nil, usage(cmd, "cannot run %s: both --from and --to are needed", cmd.Name())
+	}
+	if err := a.loadForLog(cmd); err != nil {
+		return nil, nil, err
+	}
+	if source, err = a.configured(from); err != nil {
+		return nil, nil, err
+	}
+	if target, err = a.configured(to); err != nil {
+		return nil, nil, err
+	}
+	if samePlace(source.config, target.config) {
+		return nil, nil, hint.With(fmt.Errorf("cannot copy: %s and %s name the same place", from, to), "a copy goes to another one")
+	}
+	return source, target, nil
+}
+
+// loadForLog reads what walden's own configuration says of the log, for commands to which files name the archives. Any other flag of a
+// setting would seem to change what it does not.
+func (a *app) loadForLog(cmd *cobra.Command) error {
+	ours := map[string]bool{}
+	for _, d := range config.Definitions() {
+		ours[d.Name] = strings.HasPrefix(d.Name, "WALG_LOG_") || strings.HasPrefix(d.Name, "WALDEN_LOG_")
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.flags)) {
+		if !ours[name] {
+			return usage(cmd, "cannot use a flag for %s: the settings of %s stand in the two configuration files", name, cmd.CommandPath())
+		}
+	}
+	config, err := config.Load(config.Input{Flags: a.flags, Environ: logSettings(a.process.Environ)})
+	if err != nil {
+		return fmt.Errorf("cannot use the settings: %w", err)
+	}
+	a.config = config
+	return a.openLog()
+}
+
+// logSettings are the variables that say what is logged, and where.
+func logSettings(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
+		return !strings.HasPrefix(v, "WALG_LOG_") && !strings.HasPrefix(v, "WALDEN_LOG_") && !strings.HasPrefix(v, "WALE_LOG_")
+	})
+}
+
+// configured is a run of the program with the settings of a file alone.
+func (a *app) configured(file string) (*app, error) {
+	c, err := config.Load(config.Input{File: file})
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the settings of %s: %w", file, err)
+	}
+	return a.with(c), nil
+}
+
+// with is this run of the program with other settings. What is logged goes where this one's goes.
+func (a *app) with(c config.Config) *app {
+	if a.turbo {
+		c.Limits.DiskRate, c.Limits.NetworkRate = 0, 0
+	}
+	other := &app{process: a.process, as: a.as, screen: a.screen, log: a.log, seams: a.seams, turbo: a.turbo, config: c}
+	a.secrets = append(a.secrets, c.Secrets()...)
+	a.screen.hide(newMask(a.secrets))
+	for _, w := range c.Warnings() {
+		a.log.Warn(w, "file", c.File)
+	}
+	return other
+}
+
+// samePlace tells whether two configurations name the same archive.
+func samePlace(a, b config.Config) bool {
+	if a.Storage.Kind != b.Storage.Kind || a.Storage.Bucket != b.Storage.Bucket || a.S3.Endpoint != b.S3.Endpoint || a.GCS.Emulator != b.GCS.Emulator {
+		return false
+	}
+	pathOf := func(c config.Config) string { return strings.Trim(strings.Trim(c.Storage.Path, "/")+"/"+c.Storage.Folder, "/") }
+	if pathOf(a) == pathOf(b) {
+		return true
+	}
+	if a.Storage.Kind != config.KindFile {
+		return false
+	}
+	one, oneErr := os.Stat("/" + pathOf(a)) // links, and file systems that are mounted twice
+	two, twoErr := os.Stat("/" + pathOf(b))
+	return oneErr == nil && twoErr == nil && os.SameFile(one, two)
+}
+
+// end opens one end of a transfer.
+func (a *app) end(ctx context.Context, needed use) (transfer.End, error) {
+	r, _, err := a.openRepo(ctx, needed)
+	if err != nil {
+		return transfer.End{}, err
+	}
+	return transfer.End{Repo: r, Catalog: catalog.New(r, a.log)}, r.Check(ctx)
+}
+
+// ends opens both.
+func (a *app) ends(ctx context.Context, source, target *app, atSource, atTarget use) (transfer.Deps, error) {
+	d := transfer.Deps{Log: a.log, Progress: a.progress("copy")}
+	var err error
+	if d.From, err = source.end(ctx, atSource); err != nil {
+		return d, err
+	}
+	if d.To, err = target.end(ctx, atTarget); err != nil {
+		return d, err
+	}
+	wanted := min(source.config.Limits.DownloadConcurrency, target.config.Limits.UploadConcurrency)
+	d.Workers = target.workers(wanted, d.To.Repo.PutMemory())
+	return d, nil
+}
+
+func (a *app) reportTransfer(done string, r transfer.Report) {
+	a.log.Info(done, "backups", len(r.Backups), "objects", r.Copied.Objects, "bytes", r.Copied.Bytes, "there_already", r.Kept.Objects,
+		"removed", r.Removed.Objects, "state", "complete")
+}
+
+// transferred is what was done, as JSON. The names of the keys are an interface.
+type transferred struct {
+	Backups        []string `json:"backups"`
+	CopiedObjects  int      `json:"copied_objects"`
+	CopiedBytes    int64    `json:"copied_bytes"`
+	KeptObjects    int      `json:"kept_objects"`
+	KeptBytes      int64    `json:"kept_bytes"`
+	RemovedObjects int      `json:"removed_objects"`
+	RemovedBytes   int64    `json:"removed_bytes"`
+}
+
+func printTransfer(out io.Writer, r transfer.Report) error {
+	return printJSON(out, transferred{
+		append([]string{}, r.Backups...), r.Copied.Objects, r.Copied.Bytes, r.Kept.Objects, r.Kept.Bytes, r.Removed.Objects, r.Removed.Bytes,
+	})
+}
+
