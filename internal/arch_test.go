@@ -52,6 +52,10 @@ var boundaries = []boundary{
 		"what may go is decided from the catalog alone",
 	},
 	{
+		"internal/transfer", []string{"internal/hint", "internal/catalog", "internal/repo", "internal/storage"},
+		"what is copied as it is stored is objects besides their meaning",
+	},
+	{
 		"internal/verify", []string{"internal/catalog", "internal/changes", "internal/pgdata", "internal/restore", "internal/wal"},
 		"verify is the restore code with another sink, hence the one arrow between jobs",
 	},

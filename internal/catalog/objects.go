@@ -160,6 +160,11 @@ func IsMark(key string) bool {
 	return strings.HasPrefix(key, backupsDir) && (name == draftName || name == removedName)
 }
 
+// IsOfArchive tells whether an object is one of those that an archive keeps of its cluster.
+func IsOfArchive(key string) bool {
+	return slices.ContainsFunc(Folders(), func(folder string) bool { return strings.HasPrefix(key, folder) })
+}
+
 // IsSentinel tells whether an object makes a backup exist, in whatever archive below the prefix.
 func IsSentinel(key string) bool {
 	return strings.HasSuffix(key, sentinelSuffix)
@@ -246,6 +251,27 @@ func (c *Catalog) goesWith(ctx context.Context, theirs, id Identity) error {
 		return c.writeIdentity(ctx, id, c.repo.PutPlain)
 	}
 	return &WrongClusterError{Archive: c.String(), Theirs: theirs.Current, Ours: id.Current, KnownFromWhere: "recorded in " + identityName}
+}
+
+// GoesWith fails with a *[WrongClusterError] if both archives have an identity, and these are not of one line.
+func (c *Catalog) GoesWith(ctx context.Context, other *Catalog) error {
+	ours, err := other.Identity(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	theirs, err := c.Identity(ctx)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case theirs.knows(ours.Current), ours.knows(theirs.Current):
+		return nil
+	}
+	return &WrongClusterError{Archive: c.String(), Theirs: theirs.Current, Ours: ours.Current, KnownFromWhere: "recorded in " + identityName}
 }
 
 // knows tells whether the cluster is the current one or one of those before.

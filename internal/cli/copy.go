@@ -40,7 +40,7 @@ func (a *app) copy() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			d, err := a.ends(cmd.Context(), source, target, toCarry, toCarry)
+			d, err := a.ends(cmd.Context(), "copy", source, target, toCarry, toCarry)
 			if err != nil {
 				return err
 			}
@@ -65,60 +65,43 @@ func (a *app) copy() *cobra.Command {
 	return cmd
 }
 
-// twoConfigurations reads the configuration files of two archives, and refuses those of the same place.
+// twoConfigurations reads the configuration files of two archives, and refuses those of the same place. What is logged, and where, is
+// as it is for every command; any other setting that is given to this one would seem to change what it does not.
 func (a *app) twoConfigurations(cmd *cobra.Command, from, to string) (source, target *app, err error) {
 	if from == "" || to == "" {
 		return nil, nil, usage(cmd, "cannot run %s: both --from and --to are needed", cmd.Name())
 	}
-	if err := a.loadForLog(cmd); err != nil {
-		return nil, nil, err
-	}
-	if source, err = a.configured(from); err != nil {
-		return nil, nil, err
-	}
-	if target, err = a.configured(to); err != nil {
-		return nil, nil, err
-	}
-	if samePlace(source.config, target.config) {
-		return nil, nil, hint.With(fmt.Errorf("cannot copy: %s and %s name the same place", from, to), "a copy goes to another one")
-	}
-	return source, target, nil
-}
-
-// loadForLog reads what walden's own configuration says of the log, for commands to which files name the archives. Any other flag of a
-// setting would seem to change what it does not.
-func (a *app) loadForLog(cmd *cobra.Command) error {
-	ours := map[string]bool{}
-	for _, d := range config.Definitions() {
-		ours[d.Name] = strings.HasPrefix(d.Name, "WALG_LOG_") || strings.HasPrefix(d.Name, "WALDEN_LOG_")
-	}
 	for _, name := range slices.Sorted(maps.Keys(a.flags)) {
-		if !ours[name] {
-			return usage(cmd, "cannot use a flag for %s: the settings of %s stand in the two configuration files", name, cmd.CommandPath())
+		if !aboutLog(name) {
+			return nil, nil, usage(cmd, "cannot use a flag for %s: the settings of %s stand in the two configuration files", name, cmd.CommandPath())
 		}
 	}
-	config, err := config.Load(config.Input{Flags: a.flags, Environ: logSettings(a.process.Environ)})
-	if err != nil {
-		return fmt.Errorf("cannot use the settings: %w", err)
+	environ := slices.DeleteFunc(slices.Clone(a.process.Environ), func(v string) bool { return !aboutLog(v) })
+	var ends [2]config.Config
+	if a.config, err = config.Load(config.Input{Flags: a.flags, Environ: environ, File: a.file}); err != nil {
+		return nil, nil, fmt.Errorf("cannot use the settings: %w", err)
 	}
-	a.config = config
-	return a.openLog()
+	secrets := a.config.Secrets()
+	for i, file := range []string{from, to} {
+		ends[i], err = config.Load(config.Input{File: file})
+		secrets = slices.Concat(secrets, ends[i].Secrets())
+		a.screen.hide(newMask(secrets))
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot use the settings of %s: %w", file, err)
+		}
+	}
+	if samePlace(ends[0], ends[1]) {
+		return nil, nil, hint.With(fmt.Errorf("cannot copy: %s and %s name the same place", from, to), "a copy goes to another one")
+	}
+	if err := a.openLog(); err != nil {
+		return nil, nil, err
+	}
+	return a.with(ends[0]), a.with(ends[1]), nil
 }
 
-// logSettings are the variables that say what is logged, and where.
-func logSettings(environ []string) []string {
-	return slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
-		return !strings.HasPrefix(v, "WALG_LOG_") && !strings.HasPrefix(v, "WALDEN_LOG_") && !strings.HasPrefix(v, "WALE_LOG_")
-	})
-}
-
-// configured is a run of the program with the settings of a file alone.
-func (a *app) configured(file string) (*app, error) {
-	c, err := config.Load(config.Input{File: file})
-	if err != nil {
-		return nil, fmt.Errorf("cannot use the settings of %s: %w", file, err)
-	}
-	return a.with(c), nil
+// aboutLog tells whether a setting, or a variable with its value, is about the log.
+func aboutLog(name string) bool {
+	return strings.HasPrefix(name, "WALG_LOG_") || strings.HasPrefix(name, "WALDEN_LOG_") || strings.HasPrefix(name, "WALE_LOG_")
 }
 
 // with is this run of the program with other settings. What is logged goes where this one's goes.
@@ -126,13 +109,10 @@ func (a *app) with(c config.Config) *app {
 	if a.turbo {
 		c.Limits.DiskRate, c.Limits.NetworkRate = 0, 0
 	}
-	other := &app{process: a.process, as: a.as, screen: a.screen, log: a.log, seams: a.seams, turbo: a.turbo, config: c}
-	a.secrets = append(a.secrets, c.Secrets()...)
-	a.screen.hide(newMask(a.secrets))
 	for _, w := range c.Warnings() {
 		a.log.Warn(w, "file", c.File)
 	}
-	return other
+	return &app{process: a.process, as: a.as, screen: a.screen, log: a.log, seams: a.seams, config: c}
 }
 
 // samePlace tells whether two configurations name the same archive.
@@ -140,7 +120,9 @@ func samePlace(a, b config.Config) bool {
 	if a.Storage.Kind != b.Storage.Kind || a.Storage.Bucket != b.Storage.Bucket || a.S3.Endpoint != b.S3.Endpoint || a.GCS.Emulator != b.GCS.Emulator {
 		return false
 	}
-	pathOf := func(c config.Config) string { return strings.Trim(strings.Trim(c.Storage.Path, "/")+"/"+c.Storage.Folder, "/") }
+	pathOf := func(c config.Config) string {
+		return strings.Trim(strings.Trim(c.Storage.Path, "/")+"/"+c.Storage.Folder, "/")
+	}
 	if pathOf(a) == pathOf(b) {
 		return true
 	}
@@ -162,8 +144,8 @@ func (a *app) end(ctx context.Context, needed use) (transfer.End, error) {
 }
 
 // ends opens both.
-func (a *app) ends(ctx context.Context, source, target *app, atSource, atTarget use) (transfer.Deps, error) {
-	d := transfer.Deps{Log: a.log, Progress: a.progress("copy")}
+func (a *app) ends(ctx context.Context, action string, source, target *app, atSource, atTarget use) (transfer.Deps, error) {
+	d := transfer.Deps{Log: a.log, Progress: a.progress(action)}
 	var err error
 	if d.From, err = source.end(ctx, atSource); err != nil {
 		return d, err
@@ -197,4 +179,3 @@ func printTransfer(out io.Writer, r transfer.Report) error {
 		append([]string{}, r.Backups...), r.Copied.Objects, r.Copied.Bytes, r.Kept.Objects, r.Kept.Bytes, r.Removed.Objects, r.Removed.Bytes,
 	})
 }
-

@@ -77,7 +77,6 @@ type app struct {
 	seams        seams
 
 	config  config.Config
-	secrets []config.Secret // of further configurations
 	log     *slog.Logger
 	closers []func() error
 	cipher  crypt.Cipher // of the open archive

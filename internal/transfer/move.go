@@ -63,6 +63,9 @@ func Move(ctx context.Context, d Deps, o MoveOptions) (Report, error) {
 		objects = append(objects, c.moved(catalog.StoredObject{Key: f.Key, Size: f.Size}, o))
 		total += f.Size
 	}
+	if err := c.goTogether(ctx, found); err != nil {
+		return c.report, err
+	}
 	there, err := c.sizes(ctx, keys(objects))
 	if err != nil {
 		return c.report, err

@@ -38,6 +38,9 @@ func CopyObjects(ctx context.Context, d Deps, o ObjectsOptions) (Report, error) 
 		keys = append(keys, f.Key)
 		total += f.Size
 	}
+	if err := c.goTogether(ctx, found); err != nil {
+		return c.report, err
+	}
 	there, err := c.sizes(ctx, keys)
 	if err != nil {
 		return c.report, err

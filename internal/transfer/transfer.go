@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
@@ -303,6 +304,14 @@ func below(ctx context.Context, r *repo.Repo, dir string) ([]storage.Object, err
 	return objects, nil
 }
 
+// goTogether refuses to bring what two clusters have archived into one place.
+func (c *carrier) goTogether(ctx context.Context, objects []storage.Object) error {
+	if !slices.ContainsFunc(objects, func(o storage.Object) bool { return catalog.IsOfArchive(o.Key) }) {
+		return nil
+	}
+	return c.To.Catalog.GoesWith(ctx, c.From.Catalog)
+}
+
 // Under lists what a name stands for: the object of that name, or else all that lies below the folder of that name; with a slash at
 // its end it is a folder. "" is everything. The error is fs.ErrNotExist if there is neither.
 func Under(ctx context.Context, e End, name string) ([]storage.Object, error) {
@@ -311,19 +320,18 @@ func Under(ctx context.Context, e End, name string) ([]storage.Object, error) {
 			return nil, err
 		}
 	}
+	folder := name
 	if name != "" && !strings.HasSuffix(name, "/") {
 		o, err := e.Repo.Stat(ctx, name)
 		if err == nil {
 			return []storage.Object{o}, nil
 		}
-		if objects, lerr := below(ctx, e.Repo, name+"/"); lerr == nil && len(objects) > 0 {
-			return objects, nil // a directory is no object, whatever Stat says of it
-		} else if lerr != nil {
-			return nil, lerr
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EISDIR) { // which files say of a folder
+			return nil, err
 		}
-		return nil, err
+		folder = name + "/"
 	}
-	objects, err := below(ctx, e.Repo, strings.TrimPrefix(name, "/"))
+	objects, err := below(ctx, e.Repo, folder)
 	if err == nil && len(objects) == 0 && name != "" {
 		err = fmt.Errorf("cannot find %q in %s: %w", name, e, fs.ErrNotExist)
 	}
