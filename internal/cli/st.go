@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -578,7 +579,7 @@ func (s *storageTool) check() *cobra.Command {
 					return err
 				}
 				switch _, err := e.Repo.Stat(cmd.Context(), name); {
-				case errors.Is(err, fs.ErrNotExist):
+				case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EISDIR):
 					missing = append(missing, arg)
 				case err != nil:
 					return err

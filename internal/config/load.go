@@ -270,6 +270,9 @@ func (l *loader) keepSecrets(definition int) {
 		texts := []string{g.text}
 		if l.definitions[definition].Type == Map {
 			if m, err := parseMap(g.text); err == nil {
+				if l.definitions[definition].Name == failoverStorages {
+					m = l.secretsOf(m)
+				}
 				texts = leaves(m, nil)
 			}
 		}
@@ -277,6 +280,25 @@ func (l *loader) keepSecrets(definition int) {
 			l.config.secrets = append(l.config.secrets, NewSecret(text))
 		}
 	}
+}
+
+// secretsOf leaves out of the failover storages what is known to be no secret: names of buckets and directories, which belong into
+// messages.
+func (l *loader) secretsOf(storages map[string]any) map[string]any {
+	secret := map[string]any{}
+	for name, value := range storages {
+		settings, isMap := value.(map[string]any)
+		if !isMap {
+			secret[name] = value
+			continue
+		}
+		for key, value := range settings {
+			if at, known := l.known[strings.ToUpper(key)]; !known || l.definitions[at.definition].Secret {
+				secret[name+" "+key] = value
+			}
+		}
+	}
+	return secret
 }
 
 // leaves collects the values of a map, of the maps and lists in it, and so on.

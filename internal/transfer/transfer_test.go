@@ -560,7 +560,7 @@ func everywhere(t *testing.T, job func(context.Context, Deps) error, check func(
 			for i := range numbers {
 				numbers[i] = i + 1
 			}
-			for _, n := range testenv.Some(t, 12, numbers) {
+			for _, n := range testenv.Some(t, 4, numbers) {
 				from, to := copyOf(t, original), storagetest.NewMemory()
 				rule := storagetest.Rule{Kind: kind, Nth: n, ForGood: true}
 				f, g := storage.Store(from), storage.Store(to)

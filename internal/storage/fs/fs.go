@@ -241,13 +241,13 @@ func (s *Store) holds(path string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// regular refuses whatever stands in the place of an object.
+// regular refuses whatever stands in the place of an object. It is no failure that may pass.
 func regular(info fs.FileInfo) error {
 	if info.IsDir() {
-		return unix.EISDIR
+		return storage.Permanent(unix.EISDIR)
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("not a regular file but %s", info.Mode().Type())
+		return storage.Permanent(fmt.Errorf("not a regular file but %s", info.Mode().Type()))
 	}
 	return nil
 }
