@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -156,5 +157,11 @@ func (s *site) killed(chance *rand.Rand, times int, args ...string) {
 		}
 		cancel()
 	}
-	testenv.Figure(s.t, "moments killed, delete", strings.Join(args, " "), hits)
+	testenv.Figure(s.t, "moments killed, "+args[0], s.withoutPaths(args), hits)
+}
+
+// withoutPaths writes a command line so that it is the same in each run.
+func (s *site) withoutPaths(args []string) string {
+	shown := slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return strings.HasPrefix(arg, "/") })
+	return strings.Join(shown, " ")
 }

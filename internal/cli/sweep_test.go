@@ -50,6 +50,7 @@ type sweepJob struct {
 	args    func(r *trial) []string
 	check   func(r *trial, o outcome) // what has to be true after it, whether it failed or not
 	once    bool                      // after a success it is not to be repeated
+	nth     int                       // which of several storages that it opens has the faults, counting from 1
 }
 
 func sweepJobs() []sweepJob {
@@ -71,6 +72,10 @@ func sweepJobs() []sweepJob {
 			r.put("basebackups_005/"+r.backups[0]+"/walden_removed.json", "{}")
 		}, check: theOldIsDeleted},
 		{name: "delete everything", failed: exitError, args: words("delete", "everything", "--confirm"), check: everythingIsDeleted},
+		{name: "copy, at the source", nth: 1, failed: exitError, prepare: (*trial).forACopy, args: copyArgs, check: theCopyIsRight},
+		{name: "copy, at the destination", nth: 2, failed: exitError, prepare: (*trial).forACopy, args: copyArgs, check: theCopyIsRight},
+		{name: "st transfer, at the source", nth: 1, failed: exitError, prepare: (*trial).forACopy, args: moveArgs, check: nothingIsLostOnTheMove},
+		{name: "st transfer, at the target", nth: 2, failed: exitError, prepare: (*trial).forACopy, args: moveArgs, check: nothingIsLostOnTheMove},
 		{name: "wal-push", failed: exitError, args: func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
 		{name: "wal-push to an empty archive", empty: true, failed: exitError, args: func(r *trial) []string { return []string{"wal-push", r.fresh} },
 			check: freshIsArchivedOrAbsent},
@@ -250,8 +255,8 @@ func (s *sweep) undisturbed(t *testing.T, j sweepJob, newTrial func(*testing.T) 
 	defer r.end()
 	var below, above *storagetest.Fault
 	o := r.command(seams{
-		backend: func(s storage.Store) storage.Store { below = storagetest.NewFault(s); return below },
-		retried: func(s storage.Store) storage.Store { above = storagetest.NewFault(r.archiving(s)); return above },
+		backend: j.atNth(func(s storage.Store) storage.Store { below = storagetest.NewFault(s); return below }),
+		retried: j.atNth(func(s storage.Store) storage.Store { above = storagetest.NewFault(r.archiving(s)); return above }),
 	}, r.environ, j.args(r)...)
 	if o.code != j.healthy {
 		t.Fatalf("exit code %d instead of %d\n%s", o.code, j.healthy, o.stderr)
@@ -269,13 +274,13 @@ func (s *sweep) cell(t *testing.T, j sweepJob, r *trial, kind storagetest.Kind, 
 	var sm seams
 	switch at {
 	case onceBelow:
-		sm.backend = func(s storage.Store) storage.Store { fault = storagetest.NewFault(s, rule); return fault }
+		sm.backend = j.atNth(func(s storage.Store) storage.Store { fault = storagetest.NewFault(s, rule); return fault })
 		sm.retried = r.archiving
 	case forGood: // a call that hangs for good is given up as one of the backend is
-		sm.retried = func(s storage.Store) storage.Store {
+		sm.retried = j.atNth(func(s storage.Store) storage.Store {
 			fault = storagetest.NewFault(r.archiving(s), rule)
 			return storage.WithStallLimit(fault, stallLimit)
-		}
+		})
 	}
 	var o outcome
 	r.inBubble(func() { o = r.command(sm, r.environ, j.args(r)...) })
@@ -312,6 +317,17 @@ func (s *sweep) cell(t *testing.T, j sweepJob, r *trial, kind storagetest.Kind, 
 		t.Logf("%s: exit code %d, standard error:\n%s", r.what, o.code, o.stderr)
 	}
 	return true, o.code
+}
+
+// atNth wraps the storage that has the faults, of those that the job opens.
+func (j sweepJob) atNth(wrap func(storage.Store) storage.Store) func(storage.Store) storage.Store {
+	opened := 0
+	return func(s storage.Store) storage.Store {
+		if opened++; j.nth != 0 && opened != j.nth {
+			return s
+		}
+		return wrap(s)
+	}
 }
 
 // sweep is what all runs share: a server, and an archive of it that runs begin with a copy of.
@@ -391,9 +407,12 @@ type trial struct {
 	store   storage.Store // the archive as it is
 	files   string        // its directory, "" on S3
 	uploads func() int    // of parts that nobody completes, on S3
-	known   []string      // backups that were checked
-	datadir []string      // names in the data directory before
-	what    string        // for messages
+	second  storage.Store // where a copy goes, nil if there is none
+	// openBeside makes a second storage, and returns the setting that names it.
+	openBeside func() (s storage.Store, setting string, err error)
+	known      []string // backups that were checked
+	datadir    []string // names in the data directory before
+	what       string   // for messages
 
 	asking   sync.Mutex // see outside
 	asked    chan func() error
@@ -445,6 +464,14 @@ func (r *trial) useFiles(dir string) {
 	}
 	r.files = dir
 	r.environ = append(r.environ, "WALG_FILE_PREFIX="+dir)
+	r.openBeside = func() (storage.Store, string, error) {
+		to := filepath.Join(r.dir, "second")
+		if err := os.Mkdir(to, 0o755); err != nil {
+			return nil, "", err
+		}
+		s, err := filestore.Open(filestore.Options{Root: to})
+		return s, "WALG_FILE_PREFIX=" + to, err
+	}
 }
 
 // onFiles prepares a run on a copy of the archive. Objects are never written in place, so hard links are a copy.
@@ -488,6 +515,11 @@ func (s *sweep) onS3(t *testing.T, j sweepJob, server *testenv.S3Server) *trial 
 		AccessKeyID: server.AccessKey, SecretAccessKey: storage.Secret(server.SecretKey)})
 	if err != nil {
 		t.Fatal(err)
+	}
+	r.openBeside = func() (storage.Store, string, error) {
+		s, err := s3.Open(t.Context(), s3.Options{Bucket: bucket, Prefix: "second", Region: "us-east-1", Endpoint: server.Endpoint, PathStyle: true,
+			AccessKeyID: server.AccessKey, SecretAccessKey: storage.Secret(server.SecretKey)})
+		return s, "WALG_S3_PREFIX=s3://" + bucket + "/second", err
 	}
 	r.uploads = func() int {
 		list, err := server.Client().ListMultipartUploads(t.Context(), &awss3.ListMultipartUploadsInput{Bucket: aws.String(bucket)})
@@ -621,6 +653,9 @@ func (r *trial) checkMessage(o outcome) {
 	object := path.Base(o.struck.Key)
 	if o.struck.Key == "" {
 		object = r.store.String()
+		if r.job.nth > 1 {
+			object = r.second.String()
+		}
 	}
 	if !corrupts(o.kind) && !strings.Contains(message, object) {
 		r.errorf("the message does not name %s", object)
@@ -631,8 +666,8 @@ func (r *trial) checkMessage(o outcome) {
 func (r *trial) checkNothingIsLeft(o outcome) {
 	r.t.Helper()
 	if r.files != "" {
-		for name := range readNames(r.t, r.files) {
-			if strings.Contains(name, ".tmp") {
+		for name := range readNames(r.t, r.dir) {
+			if strings.Contains(name, ".tmp") && !strings.HasPrefix(name, "data/") {
 				r.errorf("%s is left in the archive", name)
 			}
 		}
@@ -814,6 +849,124 @@ func everythingIsDeleted(r *trial, o outcome) {
 			if listed && strings.HasPrefix(key, "basebackups_005/"+name) && !slices.Contains(now, key) {
 				r.errorf("%s is listed, and %s is gone", name, key)
 			}
+		}
+	}
+}
+
+// forACopy makes a place beside the archive, the configurations of both, and one in which it is a failover storage.
+func (r *trial) forACopy() {
+	r.t.Helper()
+	second, setting, err := r.openBeside()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.second = second
+	about := func(setting string) bool {
+		return slices.ContainsFunc([]string{"WALG_FILE_PREFIX", "WALG_S3_PREFIX", "AWS_", "S3_", "WALDEN_STALL"}, func(p string) bool { return strings.HasPrefix(setting, p) })
+	}
+	name, value, _ := strings.Cut(setting, "=")
+	var from, to strings.Builder
+	for _, s := range r.environ {
+		if n, v, _ := strings.Cut(s, "="); about(s) {
+			fmt.Fprintf(&from, "%s: %q\n", n, v)
+			if n != name {
+				fmt.Fprintf(&to, "%s: %q\n", n, v)
+			}
+		}
+	}
+	fmt.Fprintf(&to, "%s: %q\n", name, value)
+	both := fmt.Sprintf("%sWALG_FAILOVER_STORAGES:\n  second: {%s: %q}\n", from.String(), name, value)
+	for file, text := range map[string]string{"from.yaml": from.String(), "to.yaml": to.String(), "both.yaml": both} {
+		if err := os.WriteFile(filepath.Join(r.dir, file), []byte(text), 0o600); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+func copyArgs(r *trial) []string {
+	return []string{"copy", "--from", filepath.Join(r.dir, "from.yaml"), "--to", filepath.Join(r.dir, "to.yaml"), "--with-history"}
+}
+
+func moveArgs(r *trial) []string {
+	return []string{"--config", filepath.Join(r.dir, "both.yaml"), "st", "transfer", "backups", "--source", "default", "--target", "second",
+		"--appearance-checks-interval", "1ms"}
+}
+
+// contents reads all objects of a storage, as their hashes.
+func contents(t *testing.T, s storage.Store) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for _, key := range keysIn(t, s, "") {
+		body, err := s.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.New()
+		_, err = io.Copy(sum, body)
+		if err := errors.Join(err, body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		all[key] = fmt.Sprintf("%x", sum.Sum(nil))
+	}
+	return all
+}
+
+func (r *trial) seedContents() map[string]string {
+	r.t.Helper()
+	seed, err := filestore.Open(filestore.Options{Root: r.seed})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return contents(r.t, seed)
+}
+
+// listedIsWhole: of what is listed in a storage everything is there, as it was.
+func (r *trial) listedIsWhole(where string, now, seed map[string]string) {
+	r.t.Helper()
+	for _, name := range r.backups {
+		if _, listed := now["basebackups_005/"+name+"_backup_stop_sentinel.json"]; !listed {
+			continue
+		}
+		for key, content := range seed {
+			if strings.HasPrefix(key, "basebackups_005/"+name) && now[key] != content {
+				r.errorf("%s is listed at the %s, and %s is not as it was", name, where, key)
+			}
+		}
+	}
+}
+
+// theCopyIsRight: the source is as it was, what is listed at the destination is whole, and a success means that everything is there from
+// the first backup on. A bit that was read wrong is noticed wherever a hash is recorded, which of WAL is nowhere.
+func theCopyIsRight(r *trial, o outcome) {
+	r.t.Helper()
+	seed, now := r.seedContents(), contents(r.t, r.second)
+	if !maps.Equal(contents(r.t, r.store), seed) {
+		r.errorf("the source has changed")
+	}
+	r.listedIsWhole("destination", now, seed)
+	for key, content := range seed {
+		isWAL := strings.HasPrefix(key, "wal_005/")
+		before := isWAL && path.Base(key)[:24] < strings.TrimPrefix(r.backups[0], "base_")
+		unnoticed := isWAL && strings.HasPrefix(r.what, "FlipBit")
+		if got, ok := now[key]; o.code == exitOK && !before && (!ok || got != content) && !unnoticed && !r.lied() {
+			r.errorf("success was reported, and %s is not at the destination as it was (%v)", key, ok)
+		}
+	}
+}
+
+// nothingIsLostOnTheMove: everything is whole at one place at least, and what is listed is whole where it is.
+func nothingIsLostOnTheMove(r *trial, o outcome) {
+	r.t.Helper()
+	seed, source, target := r.seedContents(), contents(r.t, r.store), contents(r.t, r.second)
+	r.listedIsWhole("source", source, seed)
+	r.listedIsWhole("target", target, seed)
+	for key, content := range seed {
+		moves := strings.HasPrefix(key, "basebackups_005/")
+		if source[key] != content && (target[key] != content || !moves) {
+			r.errorf("%s is at neither place", key)
+		}
+		if _, there := source[key]; there && moves && o.code == exitOK && !(o.disturbed() && corrupts(o.kind)) && !r.lied() {
+			r.errorf("success was reported, and %s is still at the source", key)
 		}
 	}
 }

@@ -153,6 +153,15 @@ func (c *carrier) carryAll(ctx context.Context, objects []object, there map[stri
 // carry brings one object to the destination, unless it is there. It returns the hash of its content, where it was read.
 func (c *carrier) carry(ctx context.Context, o object, there map[string]int64) (hash string, err error) {
 	size, exists := there[o.Key]
+	if o.known != sameSize && o.known != anything && o.SHA256 == "" {
+		// Without a recorded hash only a second reading tells that the first one was right. Of documents, and of what leaves the source,
+		// that has to be known.
+		read, err := c.From.Repo.Hash(ctx, o.Key, c.off)
+		if err != nil {
+			return "", fmt.Errorf("cannot read %q: %w", o.Key, gone(err))
+		}
+		o.SHA256 = hex.EncodeToString(read.SHA256[:])
+	}
 	if !exists {
 		hash, err = c.copy(ctx, o, false)
 		if !errors.Is(err, storage.ErrExists) {
@@ -210,8 +219,6 @@ func (c *carrier) keeps(ctx context.Context, o object, size int64) (kept bool, h
 		return true, ours, nil
 	case o.known == replaceable:
 		return false, "", nil
-	case o.SHA256 != "":
-		return false, "", c.conflict(o.Key, "its SHA-256 is not the one that was recorded when the object was written")
 	}
 	return false, "", c.conflict(o.Key, "its content is not that of the one in %s", c.From)
 }
@@ -230,15 +237,20 @@ func (c *carrier) copy(ctx context.Context, o object, replace bool) (string, err
 		return atSource && !errors.Is(err, catalog.ErrDamaged), err
 	})
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = hint.With(err, "it was deleted meanwhile; the same command again copies what is there now")
-		}
-		return "", fmt.Errorf("cannot copy %q from %s to %s: %w", o.Key, c.From, c.To, err)
+		return "", fmt.Errorf("cannot copy %q from %s to %s: %w", o.Key, c.From, c.To, gone(err))
 	}
 	c.mu.Lock()
 	c.report.Copied.add(o.Size)
 	c.mu.Unlock()
 	return hash, nil
+}
+
+// gone adds advice to the error for an object that was listed and is not there.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return hint.With(err, "it was deleted meanwhile; the same command again copies what is there now")
+	}
+	return err
 }
 
 // read passes an object on to w, and proves that it was all of it.
@@ -261,7 +273,7 @@ func (c *carrier) read(ctx context.Context, o object, w io.Writer) (hash string,
 	case c.off == repo.Layers{} && passed.n != o.Size:
 		err = fmt.Errorf("%q in %s has %d bytes, and was listed with %d", o.Key, c.From, passed.n, o.Size)
 	case o.SHA256 != "" && hash != o.SHA256:
-		err = fmt.Errorf("%q in %s: %w: its SHA-256 is %s, %s was written", o.Key, c.From, catalog.ErrDamaged, hash, o.SHA256)
+		err = fmt.Errorf("%q in %s: %w: its SHA-256 is %s, and should be %s", o.Key, c.From, catalog.ErrDamaged, hash, o.SHA256)
 	}
 	if err != nil {
 		c.Progress.Add(-passed.n)
