@@ -41,7 +41,7 @@ func TestCalledAsWALGWaldenSpeaksAsWALG(t *testing.T) {
 		{[]string{"delete", "target", "FIND_FULL", "LATEST"}, 1, "the archive holds no backup"},
 		{[]string{"delete", "target", "--target-user-data", "x"}, 1, "valid JSON"},
 		{[]string{"delete"}, 1, "it needs one of the commands"},
-		{[]string{"st", "ls", "-r"}, 1, "hint: use the storage's own tools"},
+		{[]string{"st", "ls", "--all-versions"}, 1, "hint: the storage's own tools show earlier versions"},
 		{[]string{"no-such-command"}, 1, "hint: `wal-g --help`"},
 	} {
 		code, _, errs := runAs(t, "wal-g", environ, c.args...)
@@ -112,7 +112,7 @@ func TestEveryCommandAndFlagOfWALGIsAnswered(t *testing.T) {
 			t.Errorf("%s succeeds", m.name)
 		}
 	}
-	want := strings.Fields("catchup-fetch catchup-list catchup-push catchup-receive catchup-send copy daemon pgbackrest st wal-receive wal-restore")
+	want := strings.Fields("catchup-fetch catchup-list catchup-push catchup-receive catchup-send daemon pgbackrest wal-receive wal-restore")
 	if !slices.Equal(refused, want) {
 		t.Errorf("refused are %v", refused)
 	}
