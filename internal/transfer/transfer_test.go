@@ -563,7 +563,7 @@ func everywhere(t *testing.T, job func(context.Context, Deps) error, check func(
 			for _, n := range testenv.Some(t, 4, numbers) {
 				from, to := copyOf(t, original), storagetest.NewMemory()
 				rule := storagetest.Rule{Kind: kind, Nth: n, ForGood: true}
-				f, g := storage.Store(from), storage.Store(to)
+				f, g := from, to
 				if atSource {
 					f = storagetest.NewFault(from, rule)
 				} else {
