@@ -183,13 +183,27 @@ func controlNear(path string) (pgdata.Control, bool) {
 	return pgdata.Control{}, false
 }
 
-// writeTo writes the whole file; it may be called again.
+// errTakenAway is returned when a file has lost its name while it was read.
+var errTakenAway = errors.New("the server has renamed or removed it in the meantime")
+
+// writeTo writes the whole file; it may be called again. A server that takes a segment for archived gives the file another name and writes
+// new WAL into it, in this order (RemoveXlogFile in xlog.c), so that what was read is the segment as long as the name is the file's.
 func (f *file) writeTo(w io.Writer) error {
 	n, err := io.CopyBuffer(w, struct{ io.Reader }{io.NewSectionReader(f, 0, f.size)}, make([]byte, copySize))
 	if err == nil && n != f.size {
 		err = fmt.Errorf("cannot read %s: it shrank from %d to %d bytes", f.Name(), f.size, n)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	ours, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if now, err := os.Stat(f.Name()); err != nil || !os.SameFile(ours, now) {
+		return fmt.Errorf("cannot read %s: %w", f.Name(), errTakenAway)
+	}
+	return nil
 }
 
 // compareAttempts is how often the archived file is read to be compared before a failure is the push's.

@@ -199,20 +199,21 @@ func (c *Coverage) Line(timeline wal.Timeline) []Run {
 			}
 			s := wal.Segment{Timeline: tl, Number: n}
 			last := len(runs) - 1
-			switch {
-			case last >= 0 && runs[last].Last.Number == n: // the segment of the switch, which the younger timeline has from its beginning
+			if last >= 0 && runs[last].Last.Number+1 == n {
 				runs[last].Last, runs[last].Modified = s, f.Modified
-			case last >= 0 && runs[last].Last.Number+1 == n:
-				runs[last].Last, runs[last].Modified = s, f.Modified
-			default:
+			} else {
 				runs = append(runs, Run{s, s, f.Modified})
 			}
 		}
 	}
 	from := uint64(0)
 	for _, s := range c.inv.Histories[timeline] {
-		add(s.Timeline, from, wal.SegmentBefore(s.Timeline, s.LSN, size).Number)
-		from = wal.SegmentAt(s.Timeline, s.LSN, size).Number
+		// The segment of the switch is the younger timeline's, which has it from its beginning. The one of the older timeline goes on otherwise.
+		end := wal.SegmentAt(s.Timeline, s.LSN, size).Number
+		if end > from {
+			add(s.Timeline, from, end-1)
+		}
+		from = end
 	}
 	add(timeline, from, ^uint64(0))
 	return runs

@@ -18,10 +18,10 @@ func (a *app) archive() *cobra.Command {
 		Short: "The archive and the cluster that it belongs to",
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usage(cmd, "cannot run archive: it needs one of the commands window, identity and accept")
+			return usage(cmd, "cannot run archive: it needs one of the commands window, repair, identity and accept")
 		},
 	}
-	cmd.AddCommand(a.archiveWindow(), a.archiveIdentity(), a.archiveAccept())
+	cmd.AddCommand(a.archiveWindow(), a.archiveRepair(), a.archiveIdentity(), a.archiveAccept())
 	return cmd
 }
 

@@ -42,11 +42,7 @@ func windowsOf(inv *catalog.Inventory) []shownWindow {
 	shown := []shownWindow{}
 	coverage := inv.Coverage()
 	for _, timeline := range coverage.Timelines() {
-		for _, w := range coverage.Windows(timeline) {
-			shown = append(shown, shownWindow{
-				uint32(timeline), w.Backup, w.From.String(), w.FromTime.UTC(), w.To.String(), w.ToTime.UTC(), w.Last.Name(inv.SegmentSize), w.Backups,
-			})
-		}
+		shown = append(shown, shownWindowsOf(timeline, coverage.Windows(timeline), inv.SegmentSize)...)
 	}
 	return shown
 }
