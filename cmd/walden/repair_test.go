@@ -104,16 +104,27 @@ func TestARepairPutsBackWhatTheServerStillHas(t *testing.T) {
 	}
 	restored.Stop("immediate")
 
-	// The server does not run, its pg_wal lies elsewhere, and it has given one of its files a later name.
-	p.Stop("immediate")
+	// The server does not run, and its pg_wal lies elsewhere.
+	p.Stop("fast")
 	pgWAL := filepath.Join(filepath.Dir(p.DataDir), "wal")
 	move(t, filepath.Join(p.DataDir, "pg_wal"), pgWAL)
 	if err := os.Symlink(pgWAL, filepath.Join(p.DataDir, "pg_wal")); err != nil {
 		t.Fatal(err)
 	}
-	move(t, filepath.Join(pgWAL, names[3]), filepath.Join(pgWAL, names[1]))
+	s.lose(names[0])
+	if got := s.repair(0, filepath.Join(p.DataDir, "pg_wal"), "--confirm"); len(got.Missing) != 1 || got.Missing[0].First != names[0] {
+		t.Errorf("the repair did %+v", got)
+	}
+
+	// A copy of it, in which a file has got a later name.
+	saved := filepath.Join(testenv.Scratch(t), "wal")
+	copyTree(t, pgWAL, saved)
+	move(t, filepath.Join(saved, names[0]), filepath.Join(saved, names[1]))
+	if err := os.Remove(filepath.Join(saved, names[3])); err != nil {
+		t.Fatal(err)
+	}
 	s.lose(names[1], names[3], names[4])
-	lost := s.repair(5, filepath.Join(p.DataDir, "pg_wal"), "--confirm")
+	lost := s.repair(5, saved, "--confirm")
 	if len(lost.Missing) != 3 || lost.Missing[0].First != names[1] || lost.Missing[0].State != "lost" || !strings.Contains(lost.Missing[0].Reason, "with other WAL") ||
 		lost.Missing[1].First != names[3] || lost.Missing[1].State != "lost" || lost.Missing[2].First != names[4] || lost.Missing[2].State != "archived" {
 		t.Errorf("the repair did %+v", lost)
@@ -128,10 +139,10 @@ func TestARepairPutsBackWhatTheServerStillHas(t *testing.T) {
 	// A new backup heals it.
 	p.Start()
 	s.must(p, "backup-push", p.DataDir)
-	if got := s.repair(5, p.DataDir); len(got.Gaps) != 2 || got.Gaps[1].BackupNeeded || got.Gaps[1].Healed != s.latest() {
+	if got := s.repair(5, saved); len(got.Gaps) != 2 || got.Gaps[1].BackupNeeded || got.Gaps[1].Healed != s.latest() {
 		t.Errorf("with a new backup: %+v", got)
 	}
-	text := s.walden(nil, "archive", "repair", p.DataDir)
+	text := s.walden(nil, "archive", "repair", saved)
 	text.expect(t, 5)
 	for _, says := range []string{"lost      " + names[1], "timeline 1: recovery ends at ", "with " + first, "it goes on with " + s.latest()} {
 		if !strings.Contains(text.stdout, says) {
@@ -139,7 +150,7 @@ func TestARepairPutsBackWhatTheServerStillHas(t *testing.T) {
 		}
 	}
 	p.Stop("fast")
-	testenv.Figure(t, "files put back by archive repair", "segments", 4)
+	testenv.Figure(t, "files put back by archive repair", "segments", 5)
 }
 
 // After a failover everything of the new timeline is lost to the archive: its history, too.
