@@ -13,7 +13,7 @@ const (
 	exitCorruptPages = 3
 	// exitWALOverdue: the backup was taken, but its WAL did not reach the archive in time.
 	exitWALOverdue = 4
-	// exitVerifyFailed: wal-verify found out that something is missing or wrong.
+	// exitVerifyFailed: wal-verify found out that something is missing or wrong, or something is missing when archive repair ends.
 	exitVerifyFailed = 5
 	// exitAbsent: wal-fetch was told by the storage that the file is not in the archive (WAL-G's code). PostgreSQL takes
 	// every code up to 125 for absence.

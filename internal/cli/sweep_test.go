@@ -15,6 +15,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime/debug"
 	"runtime/pprof"
@@ -36,6 +37,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage/s3"
 	"gitlab.com/walden-pg/walden/internal/storage/storagetest"
 	"gitlab.com/walden-pg/walden/internal/testenv"
+	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
 // sweepJob is a command whose every storage call is made to fail, one at a time and in every way there is. A new command is one
@@ -46,6 +48,7 @@ type sweepJob struct {
 	server  bool // it works on the running server
 	healthy int  // exit code without a fault
 	failed  int  // exit code of a failure
+	misled  int  // exit code that is allowed, too, where what was read was another thing than is stored
 	prepare func(r *trial)
 	args    func(r *trial) []string
 	check   func(r *trial, o outcome) // what has to be true after it, whether it failed or not
@@ -65,6 +68,19 @@ func sweepJobs() []sweepJob {
 		{name: "backup-list of an empty archive", empty: true, failed: exitError, args: words("backup-list", "--json"), check: listIsRight},
 		{name: "backup-list --detail", failed: exitError, args: words("backup-list", "--json", "--detail"), check: listIsRight},
 		{name: "backup-verify", failed: exitError, args: words("backup-verify", "LATEST", "--json"), check: proofIsRight},
+		{name: "backup-show", failed: exitError, args: words("backup-show", "LATEST", "--json"), check: itSaysTheSame},
+		{name: "wal-show", failed: exitError, args: words("wal-show", "--detailed-json"), check: itSaysTheSame},
+		{name: "wal-verify", failed: exitError, misled: exitVerifyFailed, check: itSaysTheSame, args: func(r *trial) []string {
+			return []string{"wal-verify", "integrity", "timeline", "--json", "--timeline", "1", "--lsn", r.position()}
+		}},
+		{name: "archive window", failed: exitError, args: words("archive", "window", "--json"), check: itSaysTheSame},
+		{name: "archive repair, a dry run", healthy: exitVerifyFailed, failed: exitError, misled: exitOK, prepare: (*trial).loseOne,
+			args: func(r *trial) []string { return []string{"archive", "repair", r.saved(), "--json"} }, check: itSaysTheSame},
+		{name: "archive repair", failed: exitError, misled: exitVerifyFailed, prepare: (*trial).loseOne,
+			args: func(r *trial) []string { return []string{"archive", "repair", r.saved(), "--confirm"} }, check: theLostIsBackOrAbsent},
+		{name: "backup-mark", failed: exitError, args: func(r *trial) []string { return []string{"backup-mark", r.backups[1]} }, check: onlyTheMarkIsOther},
+		{name: "backup-mark --impermanent", failed: exitError, prepare: (*trial).markNewest,
+			args: func(r *trial) []string { return []string{"backup-mark", r.backups[1], "--impermanent"} }, check: onlyTheMarkIsOther},
 		{name: "delete, a dry run", failed: exitError, args: words("delete", "retain", "1"), check: nothingIsDeleted},
 		{name: "delete", failed: exitError, args: words("delete", "retain", "1", "--confirm"), check: theOldIsDeleted},
 		{name: "delete what is left", failed: exitError, args: words("delete", "retain", "1", "--confirm"), prepare: func(r *trial) {
@@ -297,6 +313,9 @@ func (s *sweep) cell(t *testing.T, j sweepJob, r *trial, kind storagetest.Kind, 
 	if at == onceBelow && !corrupts(kind) {
 		allowed = allowed[:1]
 	}
+	if corrupts(kind) {
+		allowed = append(allowed, j.misled)
+	}
 	if !slices.Contains(allowed, o.code) {
 		r.errorf("exit code %d, want one of %v", o.code, allowed)
 	}
@@ -341,8 +360,9 @@ type sweep struct {
 	seed     string     // the archive: two backups and the WAL up to the second one
 	backups  []string   // their names
 	cluster  map[string]string
-	archived string // name of a segment in the archive
-	fresh    string // file of a segment that is not in the archive
+	archived string   // name of a segment in the archive
+	fresh    string   // file of a segment that is not in the archive
+	said     sync.Map // by the names of jobs, what they say without a fault
 	numbers  atomic.Int64
 }
 
@@ -742,10 +762,131 @@ func listIsRight(r *trial, o outcome) {
 	}
 }
 
+// moments are what differs where objects were copied to another storage.
+var moments = regexp.MustCompile(`"\d{4}-\d\d-\d\dT[^"]*"`)
+
+// itSaysTheSame: a success says what is said without a fault, unless something else was read than is stored.
+func itSaysTheSame(r *trial, o outcome) {
+	r.t.Helper()
+	if o.code != r.job.healthy {
+		if o.code == r.job.failed && o.stdout != "" {
+			r.errorf("it failed and printed all the same: %s", o.stdout)
+		}
+		return
+	}
+	said := strings.ReplaceAll(moments.ReplaceAllString(o.stdout, `""`), r.dir, "")
+	if want, _ := r.said.LoadOrStore(r.job.name, said); said != want && !(o.disturbed() && corrupts(o.kind)) {
+		r.errorf("it says\n%s\ninstead of\n%s", said, want)
+	}
+}
+
+// position is where the last archived segment ends.
+func (r *trial) position() string {
+	r.t.Helper()
+	last := ""
+	for _, key := range r.seedKeys() {
+		if name, ok := strings.CutPrefix(key, "wal_005/"); ok && wal.Classify(name[:min(24, len(name))]) == wal.KindSegment {
+			last = max(last, name[:24])
+		}
+	}
+	segment, err := wal.ParseSegment(last, 1<<20)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return (segment.End(1<<20) + 1).String()
+}
+
+// saved is a directory with the WAL that the server had when the archive was made.
+func (r *trial) saved() string { return filepath.Join(r.dir, "saved") }
+
+// loseOne takes a segment out of the archive that both backups need or begin with, and keeps what the server has of its WAL.
+func (r *trial) loseOne() {
+	r.t.Helper()
+	if err := os.Mkdir(r.saved(), 0o755); err != nil {
+		r.t.Fatal(err)
+	}
+	for _, name := range namesIn(r.t, r.kept) {
+		if wal.Classify(name) != wal.KindSegment || name > filepath.Base(r.fresh) {
+			continue
+		}
+		if err := os.Link(filepath.Join(r.kept, name), filepath.Join(r.saved(), name)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	for _, key := range keysIn(r.t, r.store, "wal_005/") {
+		if strings.HasPrefix(key, "wal_005/"+r.archived) {
+			r.remove(key)
+		}
+	}
+}
+
+// theLostIsBackOrAbsent: what the archive had lost is there with its content or not at all, and a success means that it is.
+func theLostIsBackOrAbsent(r *trial, o outcome) {
+	r.t.Helper()
+	code := o.code
+	if o.disturbed() && corrupts(o.kind) {
+		code = exitError // it may not know what the archive lacks
+	}
+	r.archivedOrAbsent(filepath.Join(r.kept, r.archived), code)
+}
+
+// markNewest makes the newest backup permanent.
+func (r *trial) markNewest() {
+	r.t.Helper()
+	if o := r.command(seams{}, r.environ, "backup-mark", r.backups[1]); o.code != exitOK {
+		r.t.Fatalf("exit code %d\n%s", o.code, o.stderr)
+	}
+}
+
+// onlyTheMarkIsOther: a success means that the newest backup has the mark asked for; but for its mark every object is as it was.
+func onlyTheMarkIsOther(r *trial, o outcome) {
+	r.t.Helper()
+	seed, err := filestore.Open(filestore.Options{Root: r.seed})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	read := func(s storage.Store, key string) string {
+		body, err := s.Get(r.t.Context(), key)
+		if err != nil {
+			r.errorf("%s cannot be read: %v", key, err)
+			return ""
+		}
+		b, err := io.ReadAll(body)
+		if err = errors.Join(err, body.Close()); err != nil {
+			r.errorf("%s cannot be read: %v", key, err)
+		}
+		return string(b)
+	}
+	mark := regexp.MustCompile(`(?i)"(is_?permanent)": ?(true|false)`)
+	wanted := !slices.Contains(r.job.args(r), "--impermanent")
+	misread := o.disturbed() && corrupts(o.kind)
+	for _, key := range r.seedKeys() {
+		was, now := read(seed, key), read(r.store, key)
+		if was == now && !strings.HasSuffix(key, "metadata.json") || misread && strings.Contains(key, r.backups[1]) {
+			continue
+		}
+		var before, after map[string]any
+		if !strings.Contains(key, r.backups[1]) && was != now ||
+			errors.Join(json.Unmarshal([]byte(mark.ReplaceAllString(was, `"$1":true`)), &before), json.Unmarshal([]byte(mark.ReplaceAllString(now, `"$1":true`)), &after)) != nil ||
+			!reflect.DeepEqual(before, after) {
+			r.errorf("%s was\n%s\nand is\n%s", key, was, now)
+		}
+		if strings.HasSuffix(key, r.backups[1]+"/metadata.json") && o.code == exitOK && strings.Contains(now, `"is_permanent":true`) != wanted {
+			r.errorf("success was reported, and %s is %s", key, now)
+		}
+	}
+}
+
 // freshIsArchivedOrAbsent: the archive holds the file once, with its content, or not at all, and a success means that it does.
 func freshIsArchivedOrAbsent(r *trial, o outcome) {
 	r.t.Helper()
-	name := filepath.Base(r.fresh)
+	r.archivedOrAbsent(r.fresh, o.code)
+}
+
+// archivedOrAbsent checks what is archived of a file after a command with the exit code given.
+func (r *trial) archivedOrAbsent(file string, code int) {
+	r.t.Helper()
+	name := filepath.Base(file)
 	var keys []string
 	for _, key := range keysIn(r.t, r.store, "wal_005/") {
 		if strings.HasPrefix(path.Base(key), name) {
@@ -753,14 +894,14 @@ func freshIsArchivedOrAbsent(r *trial, o outcome) {
 		}
 	}
 	switch {
-	case len(keys) == 0 && o.code == exitOK:
+	case len(keys) == 0 && code == exitOK:
 		r.errorf("success was reported, and %s is not in the archive", name)
 	case len(keys) > 1:
 		r.errorf("the archive holds %v", keys)
 	case len(keys) == 1:
 		dest := filepath.Join(r.dir, "fetched")
 		f := r.command(seams{}, r.environ, "wal-fetch", name, dest)
-		if f.code != exitOK || !sameFile(r.t, dest, r.fresh) {
+		if f.code != exitOK || !sameFile(r.t, dest, file) {
 			r.errorf("the archived %s cannot be fetched as it was: exit code %d\n%s", name, f.code, f.stderr)
 		}
 		if err := os.RemoveAll(dest); err != nil {
