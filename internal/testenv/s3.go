@@ -22,6 +22,7 @@ type S3Server struct {
 	Endpoint  string // URL
 	AccessKey string
 	SecretKey string
+	Data      string // directory whose folders are the buckets; a file in one is an object
 }
 
 // StartS3 starts a server of its own, which ends with t.
@@ -35,9 +36,9 @@ func StartS3(t testing.TB) *S3Server {
 		}
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	s := &S3Server{Endpoint: "http://" + address, AccessKey: "testaccess", SecretKey: "testsecret123"}
+	s := &S3Server{Endpoint: "http://" + address, AccessKey: "testaccess", SecretKey: "testsecret123", Data: filepath.Join(dir, "data")}
 	cmd := exec.Command(program, "--quiet", "--keep-alive", "--port", address,
-		"-a", s.AccessKey, "-s", s.SecretKey, "posix", filepath.Join(dir, "data"))
+		"-a", s.AccessKey, "-s", s.SecretKey, "posix", s.Data)
 	cmd.Env = []string{"HOME=" + filepath.Join(dir, "home")}
 	cmd.Dir = dir
 	serve(t, cmd, func(ctx context.Context) error {
