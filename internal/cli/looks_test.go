@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab.com/walden-pg/walden/internal/wal"
+)
+
+// small is an archive in a directory, the same in each run down to the times of its objects: a full backup, one that is a delta of it, a
+// permanent one, one that was not finished, WAL of two timelines with a gap in the older one, and an object that is nobody's.
+func small(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	began := time.Date(2026, 11, 20, 6, 0, 0, 0, time.UTC)
+	put := func(key, content string, minutes int) {
+		file := filepath.Join(dir, filepath.FromSlash(key))
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if at := began.Add(time.Duration(minutes) * time.Minute); os.Chtimes(file, at, at) != nil {
+			t.Fatal("cannot set the time of " + file)
+		}
+	}
+	put("walden_identity.json", `{"version":1,"since":"2026-11-20T06:00:00Z","current":{"system_identifier":"7710887100029993858","pg_major":15,"wal_segment_size":16777216}}`, 0)
+	const size = 16 << 20
+	for _, b := range []struct {
+		timeline  wal.Timeline
+		first     uint64
+		delta     string
+		permanent bool
+	}{{1, 3, "", false}, {1, 5, "base_000000010000000000000003", false}, {1, 8, "", true}, {2, 11, "", false}} {
+		first := wal.Segment{Timeline: b.timeline, Number: b.first}
+		name, delta := "base_"+first.Name(size), ""
+		lsn := uint64(first.Start(size)) + 0x28
+		if b.delta != "" {
+			name += "_D_" + strings.TrimPrefix(b.delta, "base_")
+			delta = fmt.Sprintf(`"DeltaFrom":%q,"DeltaFullName":%q,"DeltaLSN":50331688,"DeltaCount":1,`, b.delta, b.delta)
+		}
+		minutes := int(b.first) * 10
+		start, finish := began.Add(time.Duration(minutes)*time.Minute).Format(time.RFC3339), began.Add(time.Duration(minutes+5)*time.Minute).Format(time.RFC3339)
+		put("basebackups_005/"+name+"/tar_partitions/part_001.tar.lz4", "part", minutes+4)
+		put("basebackups_005/"+name+"/tar_partitions/pg_control.tar.lz4", "control", minutes+5)
+		put("basebackups_005/"+name+"/metadata.json", fmt.Sprintf(
+			`{"start_time":%q,"finish_time":%q,"date_fmt":"%%Y-%%m-%%dT%%H:%%M:%%S.%%fZ","hostname":"db1","data_dir":"/var/lib/postgresql/15/main","pg_version":150020,`+
+				`"start_lsn":%d,"finish_lsn":%d,"is_permanent":%t,"system_identifier":7710887100029993858,"uncompressed_size":23920173,"compressed_size":4389071,"user_data":{"n":%d}}`,
+			start, finish, lsn, lsn+0x100, b.permanent, b.first), minutes+5)
+		put("basebackups_005/"+name+"/files_metadata.json", `{"Files":{"/global/pg_control":{"MTime":"2026-11-20T06:00:00Z","IsIncremented":false}},"TarFileSets":{"part_001.tar.lz4":["/PG_VERSION"],"pg_control.tar.lz4":["/global/pg_control"]}}`, minutes+5)
+		put("basebackups_005/"+name+"_backup_stop_sentinel.json", fmt.Sprintf(
+			`{"LSN":%d,%s"FinishLSN":%d,"PgVersion":150020,"SystemIdentifier":7710887100029993858,"UncompressedSize":23920173,"CompressedSize":4389071,"UserData":{"n":%d},`+
+				`"Version":2,"StartTime":%q,"FinishTime":%q,"Hostname":"db1","DataDir":"/var/lib/postgresql/15/main","IsPermanent":%t}`,
+			lsn, delta, lsn+0x100, b.first, start, finish, b.permanent), minutes+5)
+	}
+	put("basebackups_005/base_000000020000000000000013/tar_partitions/part_001.tar.lz4", "part", 130)
+	for _, s := range []string{"1.3", "1.4", "1.5", "1.6", "1.8", "1.9", "1.10", "2.10", "2.11", "2.12"} {
+		var segment wal.Segment
+		if _, err := fmt.Sscanf(s, "%d.%d", &segment.Timeline, &segment.Number); err != nil {
+			t.Fatal(err)
+		}
+		put("wal_005/"+segment.Name(size)+".lz4", "segment", int(segment.Number)*10+9)
+	}
+	put("wal_005/00000002.history", "1\t0/A000500\tno recovery target specified\n", 100)
+	put("wal_005/notes", "of nobody", 100)
+	return dir
+}
+
+// Other programs read what these print.
+func TestWhatIsSaidOfAnArchiveLooksAsOthersExpectIt(t *testing.T) {
+	t.Parallel()
+	dir := small(t)
+	environ := []string{"WALG_FILE_PREFIX=" + dir, "WALG_UPLOAD_CONCURRENCY=1"}
+	integrity := []string{"wal-verify", "integrity", "timeline", "--timeline", "2", "--lsn", "0/E000000"}
+	for _, c := range []struct {
+		file string
+		code int
+		args []string
+	}{
+		{"show.txt", 0, []string{"backup-show", "base_000000010000000000000003"}},
+		{"show.json", 0, []string{"backup-show", "base_000000010000000000000003", "--json"}},
+		{"show.delta.txt", 0, []string{"backup-show", "base_000000010000000000000005_D_000000010000000000000003"}},
+		{"show.delta.json", 0, []string{"backup-show", "base_000000010000000000000005_D_000000010000000000000003", "--json"}},
+		{"wal-show.txt", 0, []string{"wal-show"}},
+		{"wal-show.without-backups.txt", 0, []string{"wal-show", "--without-backups"}},
+		{"wal-show.json", 0, []string{"wal-show", "--detailed-json"}},
+		{"wal-verify.txt", exitVerifyFailed, integrity},
+		{"wal-verify.json", exitVerifyFailed, append(integrity, "--json")},
+		{"window.txt", 0, []string{"archive", "window"}},
+		{"window.json", 0, []string{"archive", "window", "--json"}},
+		{"delete.retain.txt", 0, []string{"delete", "retain", "FULL", "1"}},
+		{"delete.retain.json", 0, []string{"delete", "retain", "FULL", "1", "--json"}},
+		{"delete.garbage.txt", 0, []string{"delete", "garbage"}},
+		{"delete.everything.json", 0, []string{"delete", "everything", "FORCE", "--json"}},
+	} {
+		code, out, errs := run(t, environ, c.args...)
+		if code != c.code {
+			t.Errorf("%v: exit code %d instead of %d\n%s", c.args, code, c.code, errs)
+		}
+		golden(t, filepath.Join("testdata", "looks", c.file), strings.ReplaceAll(out, dir, "/srv/archive"))
+	}
+}
+
+func TestAMarkSaysWhatItMarked(t *testing.T) {
+	t.Parallel()
+	dir := small(t)
+	environ := []string{"WALG_FILE_PREFIX=" + dir}
+	stamp := func(s string) string {
+		var lines []string
+		for line := range strings.Lines(s) {
+			_, rest, _ := strings.Cut(line, " ")
+			lines = append(lines, rest)
+		}
+		return strings.Join(lines, "")
+	}
+	var said strings.Builder
+	for _, args := range [][]string{
+		{"backup-mark", "base_000000010000000000000005_D_000000010000000000000003"},
+		{"backup-mark", "base_000000010000000000000005_D_000000010000000000000003"},
+		{"backup-mark", "base_000000010000000000000003", "--impermanent"},
+		{"backup-mark", "base_000000010000000000000005_D_000000010000000000000003", "-i"},
+	} {
+		code, out, errs := run(t, environ, args...)
+		fmt.Fprintf(&said, "$ walden %s\n%s%sexit code %d\n", strings.Join(args, " "), out, stamp(errs), code)
+	}
+	golden(t, filepath.Join("testdata", "looks", "mark.txt"), strings.ReplaceAll(said.String(), dir, "/srv/archive"))
+	document, err := os.ReadFile(filepath.Join(dir, "basebackups_005", "base_000000010000000000000003", "metadata.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, filepath.Join("testdata", "looks", "mark.metadata.json"), string(document))
+}
