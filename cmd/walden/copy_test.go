@@ -69,10 +69,11 @@ func TestACopyOnS3RecoversToTheLastTransaction(t *testing.T) {
 	args := []string{"--from", s.config, "--to", target.config, "--with-history"}
 	chance := testenv.Rand(t)
 	for range testenv.Pick(4, 60) {
-		s.killed(chance, 1, append([]string{"copy"}, args...)...)
-		for _, name := range target.names() {
-			target.must(nil, "backup-verify", name)
-		}
+		s.killed(chance, 1, func() {
+			for _, name := range target.names() {
+				target.must(nil, "backup-verify", name)
+			}
+		}, append([]string{"copy"}, args...)...)
 	}
 	done := s.copies(args...)
 	if len(done.Backups) != 2 || done.Backups[0] != names[0] || done.Backups[1] != names[1] {

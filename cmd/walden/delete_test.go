@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -89,7 +90,7 @@ func TestADeletionLeavesWhatStaysRestorable(t *testing.T) {
 			s.fails(nil, 1, []string{"is the newest backup of the cluster that can be restored"}, "delete", "target", "LATEST", "--confirm")
 			s.fails(nil, 1, []string{"is permanent"}, "delete", "everything", "--confirm")
 
-			s.killed(testenv.Rand(t), testenv.Pick(3, 25), "delete", "retain", "2", "--confirm")
+			s.killed(testenv.Rand(t), testenv.Pick(3, 25), s.listedIsWhole(), "delete", "retain", "2", "--confirm")
 			done := s.must(nil, "delete", "retain", "2", "--confirm")
 			again := s.delete("retain", "2")
 			if len(again.WAL.Delete) > 0 || len(again.Backups) != 3 || again.After[len(again.After)-1].BackupName == "" {
@@ -143,8 +144,32 @@ func (s *site) looks(p *testenv.Postgres) {
 	}
 }
 
-// killed runs a command several times and ends it with SIGKILL after a time that chance takes.
-func (s *site) killed(chance *rand.Rand, times int, args ...string) {
+// listedIsWhole notes the objects of all backups, and returns a check that every backup that is listed has all of its own still.
+func (s *site) listedIsWhole() func() {
+	s.t.Helper()
+	if s.archive == "" {
+		return func() {}
+	}
+	objects := func(name string) []string {
+		s.t.Helper()
+		return tree(s.t, filepath.Join(s.archive, "basebackups_005", name))
+	}
+	before := map[string][]string{}
+	for _, name := range s.names() {
+		before[name] = objects(name)
+	}
+	return func() {
+		s.t.Helper()
+		for _, name := range s.names() {
+			if now := objects(name); !slices.Equal(now, before[name]) {
+				s.t.Errorf("%s is listed, and of its objects\n%s\nthere are\n%s", name, strings.Join(before[name], "\n"), strings.Join(now, "\n"))
+			}
+		}
+	}
+}
+
+// killed runs a command several times and ends it with SIGKILL after a time that chance takes. What is left is checked each time.
+func (s *site) killed(chance *rand.Rand, times int, check func(), args ...string) {
 	s.t.Helper()
 	hits := 0
 	for range times {
@@ -156,6 +181,7 @@ func (s *site) killed(chance *rand.Rand, times int, args ...string) {
 			hits++
 		}
 		cancel()
+		check()
 	}
 	testenv.Figure(s.t, "moments killed, "+args[0], s.withoutPaths(args), hits)
 }
