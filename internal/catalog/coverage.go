@@ -21,15 +21,18 @@ func (b Backup) First() (wal.Timeline, Position, bool) {
 	return timeline, p, ok
 }
 
-// Last returns the position of the last segment without which the backup cannot be recovered; false if that is not recorded.
+// Last returns the position of the last segment without which the backup cannot be recovered; false if that is not recorded, or the size of
+// segments is not known.
 func (b Backup) Last(size int64) (Position, bool) {
 	switch {
+	case size == 0:
+		return 0, false
 	case b.WALE != nil && b.WALE.Offline():
 		return 0, false
 	case b.WALE != nil:
 		_, p, ok := PositionOf(b.WALE.StopSegment)
 		return p, ok
-	case b.FinishLSN == 0 || size == 0:
+	case b.FinishLSN == 0:
 		return 0, false
 	}
 	return At(b.FinishLSN, size), true

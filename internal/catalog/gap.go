@@ -59,6 +59,9 @@ func (inv *Inventory) With(at time.Time, names ...string) *Inventory {
 // Begins is the first segment that recovery to a timeline reads, by its number: from the oldest backup of the cluster with which it can
 // begin. Behind a permanent one WAL is deleted on purpose, so of these the newest counts, and only where there are no others.
 func (c *Coverage) Begins(timeline wal.Timeline) (number uint64, ok bool) {
+	if c.inv.SegmentSize == 0 {
+		return 0, false
+	}
 	permanent, found := uint64(0), false
 	for _, b := range c.leading(timeline) {
 		n, _ := c.own(b)
@@ -104,7 +107,7 @@ func (c *Coverage) own(b Backup) (first, last uint64) {
 func (c *Coverage) Gaps(timeline wal.Timeline, written uint64) []Gap {
 	size := c.inv.SegmentSize
 	begin, ok := c.Begins(timeline)
-	if size == 0 || !ok {
+	if !ok {
 		return nil
 	}
 	end := written

@@ -121,3 +121,18 @@ func TestALookKnowsTheClusterWithoutAsking(t *testing.T) {
 		t.Errorf("the identity counts first: %v", err)
 	}
 }
+
+// Nothing may tell the size of segments: WAL-E records none, and without the key no segment can be read.
+func TestAnArchiveOfSegmentsOfUnknownSizeCanBeLookedAt(t *testing.T) {
+	t.Parallel()
+	inv := archive(nil, "1.3-9")
+	inv.SegmentSize = 0
+	inv.Backups = []Backup{{Name: "base_000000010000000000000003_00000040", WALE: &WALE{StopSegment: "000000010000000000000004"}}}
+	c := inv.Coverage()
+	if w, g := c.Windows(1), c.Gaps(1, 9); len(w) > 0 || len(g) > 0 {
+		t.Errorf("the windows are %+v, the gaps %+v", w, g)
+	}
+	if err := c.Unrestorable(inv.Backups[0]); err != nil {
+		t.Error(err)
+	}
+}

@@ -3,7 +3,9 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -53,6 +55,59 @@ func archiveOfWALE(t *testing.T) string {
 		}
 	}
 	return dir
+}
+
+// WAL-E's deletions remove its own backups whole, with the WAL before those that stay, and nothing without --confirm.
+func TestDeletionsOfWALEKeepWhatStaysWhole(t *testing.T) {
+	t.Parallel()
+	const older, newer = "base_000000010000000000000012_00000040", "base_000000010000000000000014_00000040"
+	all := []string{
+		"basebackups_005/" + older + "/extended_version.txt", "basebackups_005/" + older + "/tar_partitions/part_00000000.tar.lzo",
+		"basebackups_005/" + newer + "/extended_version.txt", "basebackups_005/" + newer + "/tar_partitions/part_00000000.tar.lzo",
+		"wal_005/000000010000000000000011.lzo", "wal_005/000000010000000000000012.lzo", "wal_005/000000010000000000000013.lzo",
+		"wal_005/000000010000000000000014.lzo", "wal_005/000000010000000000000015.lzo", "notes",
+	}
+	const sentinel = "_backup_stop_sentinel.json"
+	kept := []string{
+		"basebackups_005/" + newer + sentinel, all[2], all[3], all[7], all[8], all[9],
+	}
+	everything := append([]string{"basebackups_005/" + older + sentinel, "basebackups_005/" + newer + sentinel}, all...)
+	for _, c := range []struct {
+		args []string
+		code int
+		left []string
+	}{
+		{[]string{"delete", "retain", "1"}, 0, everything},
+		{[]string{"delete", "--dry-run", "--confirm", "retain", "1"}, 0, everything},
+		{[]string{"delete", "--confirm", "retain", "1"}, 0, kept},
+		{[]string{"delete", "--confirm", "retain", "2"}, 0, append([]string{"basebackups_005/" + older + sentinel, "basebackups_005/" + newer + sentinel}, append(slices.Clone(all[:4]), all[5:]...)...)},
+		{[]string{"delete", "--confirm", "before", newer}, 0, kept},
+		{[]string{"delete", "--confirm", "before", "000000010000000000000013"}, 0, kept}, // a segment between the backups
+		{[]string{"delete", "--confirm", "before", "000000010000000000000016"}, 0, everything},
+		{[]string{"delete", "before", newer}, 0, everything},
+		{[]string{"delete", "--confirm", "everything"}, 0, []string{"notes"}},
+		{[]string{"delete", "--confirm", "old-versions"}, 1, everything},
+	} {
+		dir := archiveOfWALE(t)
+		for _, key := range all {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, key)), 0o755), os.WriteFile(filepath.Join(dir, key), []byte("x"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		code, _, errs := runAs(t, "wal-e", []string{"WALE_FILE_PREFIX=file://localhost" + dir}, c.args...)
+		var left []string
+		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() {
+				left = append(left, strings.TrimPrefix(path, dir+"/"))
+			}
+			return err
+		})
+		want := slices.Sorted(slices.Values(c.left))
+		slices.Sort(left)
+		if code != c.code || err != nil || !slices.Equal(left, want) {
+			t.Errorf("wal-e %q: exit code %d, %v, there is\n%s\nwanted\n%s\n%s", c.args, code, err, strings.Join(left, "\n"), strings.Join(want, "\n"), errs)
+		}
+	}
 }
 
 // captured is an output of WAL-E 1.1.1 (testdata/wal-e).
