@@ -167,14 +167,16 @@ func (a *app) deleteEverything(d *deletion) *cobra.Command {
 }
 
 func (a *app) deleteGarbage(d *deletion) *cobra.Command {
-	return &cobra.Command{
+	var unchecked bool
+	cmd := &cobra.Command{
 		Use:   "garbage [ARCHIVES|BACKUPS]",
 		Short: "Delete WAL that no backup needs, and what unfinished backups left behind",
 		Long: "ARCHIVES deletes only WAL that is older than all backups that are not permanent; BACKUPS only what unfinished backups have left to which\n" +
-			"nothing was added for 24 hours, so that nobody can be writing them.",
+			"nothing was added for 24 hours, so that nobody can be writing them. Where all backups are permanent, or there is none, nothing tells which\n" +
+			"WAL is old, and it stays; with --without-backup-check all goes but what permanent backups need.",
 		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r := retention.Request{Verb: retention.Garbage, WAL: true, Leftover: true}
+			r := retention.Request{Verb: retention.Garbage, WAL: true, Leftover: true, NoBackup: unchecked}
 			if len(args) == 1 {
 				switch strings.ToUpper(args[0]) {
 				case "ARCHIVES":
@@ -188,6 +190,8 @@ func (a *app) deleteGarbage(d *deletion) *cobra.Command {
 			return a.runDelete(cmd, d, r)
 		},
 	}
+	cmd.Flags().BoolVar(&unchecked, "without-backup-check", false, "delete WAL although no backup tells which is old")
+	return cmd
 }
 
 func (a *app) runDelete(cmd *cobra.Command, d *deletion, r retention.Request) error {

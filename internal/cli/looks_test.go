@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -134,4 +136,45 @@ func TestAMarkSaysWhatItMarked(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, filepath.Join("testdata", "looks", "mark.metadata.json"), string(document))
+}
+
+// Where no backup tells which WAL is old, it goes only when that is said, and never what a permanent backup needs.
+func TestGarbageWithoutABackupGoesOnlyWhenThatIsSaid(t *testing.T) {
+	t.Parallel()
+	const permanent = "base_000000010000000000000008"
+	for _, c := range []struct {
+		name    string
+		backups []string // that are there
+		args    []string
+		left    int // objects among the WAL
+	}{
+		{"no backup", nil, []string{"--confirm"}, 12},
+		{"no backup, and said", nil, []string{"--confirm", "--without-backup-check"}, 1}, // what is nobody's
+		{"no backup, a dry run", nil, []string{"--without-backup-check"}, 12},
+		{"no backup, leftovers only", nil, []string{"BACKUPS", "--confirm", "--without-backup-check"}, 12},
+		{"another one", []string{"base_00000002000000000000000B"}, []string{"--confirm"}, 4},
+		{"another one, and said", []string{"base_00000002000000000000000B"}, []string{"--confirm", "--without-backup-check"}, 4},
+		{"a permanent one", []string{permanent}, []string{"--confirm", "--without-backup-check"}, 8}, // it is the newest that can be restored, so the log behind it stays
+		{"older ones", []string{"base_000000010000000000000003", permanent}, []string{"ARCHIVES", "--confirm", "--without-backup-check"}, 12},
+	} {
+		dir := small(t)
+		sentinels, err := filepath.Glob(filepath.Join(dir, "basebackups_005", "*_sentinel.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, sentinel := range sentinels {
+			name := strings.TrimSuffix(filepath.Base(sentinel), "_backup_stop_sentinel.json")
+			if slices.Contains(c.backups, name) {
+				continue
+			}
+			if err := errors.Join(os.Remove(sentinel), os.RemoveAll(filepath.Join(dir, "basebackups_005", name))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		code, _, errs := run(t, []string{"WALG_FILE_PREFIX=" + dir}, append([]string{"delete", "garbage"}, c.args...)...)
+		left, err := os.ReadDir(filepath.Join(dir, "wal_005"))
+		if code != exitOK || err != nil || len(left) != c.left {
+			t.Errorf("%s: exit code %d, %v, %d objects are left among the WAL, not %d\n%s", c.name, code, err, len(left), c.left, errs)
+		}
+	}
 }

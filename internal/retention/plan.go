@@ -59,6 +59,7 @@ type Request struct {
 	Force    bool            // Everything: permanent backups as well
 	WAL      bool            // Garbage: WAL that no backup needs
 	Leftover bool            // Garbage: what unfinished backups have left
+	NoBackup bool            // Garbage: WAL goes even where only permanent backups are there, or none, to say which is old
 }
 
 // staleAfter is how long nothing was added to an unfinished backup before it counts as given up. The limits of stalls and retries end

@@ -43,9 +43,11 @@ func (p *planner) wal() *walRules {
 	case p.nothing:
 		w.none = errNothing.Error()
 		return w
-	case !known:
+	case !known && !p.request.NoBackup:
 		w.none = "no backup says which WAL is old"
 		return w
+	case !known:
+		floor = ^catalog.Position(0)
 	}
 	w.floor = floor
 	for _, u := range p.leftover {
