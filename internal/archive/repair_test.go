@@ -2,7 +2,6 @@ package archive
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -259,51 +258,57 @@ func TestARepairFindsPgWALBehindALink(t *testing.T) {
 	}
 }
 
-// takingAway is a store during whose writes the server gives the file another name and writes into it.
-type takingAway struct {
-	storage.Store
-	take func()
-}
+// writer is a function that writes.
+type writer func(b []byte) (int, error)
 
-func (s takingAway) PutNew(ctx context.Context, key string, r io.Reader) error {
-	if strings.HasPrefix(key, "wal_005/") {
-		s.take()
-	}
-	return s.Store.PutNew(ctx, key, r)
-}
+func (w writer) Write(b []byte) (int, error) { return w(b) }
 
 func TestWhatTheServerTakesAwayMeanwhileIsNotArchived(t *testing.T) {
 	t.Parallel()
-	_, s, dir := repairing(t)
+	d, s, dir := repairing(t)
 	path := filepath.Join(dir, "pg_wal", segmentName(1, 7))
+	recycled := filepath.Join(dir, "pg_wal", segmentName(1, 20))
 	for _, n := range []int{6, 7, 8, 9} {
 		write(t, filepath.Join(dir, "pg_wal", segmentName(1, n)), segment(uint64(n), cluster, 1, 1))
 	}
-	taken := false
-	d := deps(t, takingAway{s, func() {
-		if taken {
-			return
-		}
-		taken = true
-		if err := os.Rename(path, filepath.Join(dir, "pg_wal", segmentName(1, 20))); err != nil {
-			t.Error(err)
-		}
-		write(t, filepath.Join(dir, "pg_wal", segmentName(1, 20)), segment(20, cluster, 1, 1))
-	}}, "lz4", io.Discard)
 	r, err := planOf(t, d, dir)
+	if err != nil || filesOf(r) != "1:6-8 found" {
+		t.Fatalf("%v, %+v", err, r)
+	}
+	f, err := openFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.options.AtOnce = 1
-	r.Files[0].First, r.Files[0].Count = segmentName(1, 7), 2 // begin with that one
+	defer f.Close()
+	if err := f.writeTo(io.Discard); err != nil {
+		t.Errorf("a file that is where it was: %v", err)
+	}
+	// While it is read the server gives it another name, and writes into it.
+	err = f.writeTo(writer(func(b []byte) (int, error) {
+		if rerr := os.Rename(path, recycled); rerr == nil {
+			write(t, recycled, segment(20, cluster, 1, 1))
+		}
+		return len(b), nil
+	}))
+	if !errors.Is(err, errTakenAway) {
+		t.Errorf("a file that lost its name: %v", err)
+	}
+	write(t, path, segment(7, cluster, 1, 1))
+	if err := f.writeTo(io.Discard); !errors.Is(err, errTakenAway) {
+		t.Errorf("a file whose name is another's: %v", err)
+	}
+	// Between the plan and its execution.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
 	if err := r.Apply(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
-	if got := filesOf(r); got != "1:7 lost, 1:8 archived" {
+	if got := filesOf(r); got != "1:6 archived, 1:7 lost, 1:8 archived" {
 		t.Errorf("it is %s", got)
 	}
 	if slices.Contains(keys(t, s, "wal_005/"), "wal_005/"+segmentName(1, 7)+".lz4") {
-		t.Error("a file that had lost its name is archived")
+		t.Error("a file that had gone is archived")
 	}
 }
 
