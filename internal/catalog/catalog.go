@@ -106,10 +106,8 @@ func (b Backup) When() time.Time {
 
 // WALFile is the segment that the backup is named after; empty when the name is outside the grammar.
 func (b Backup) WALFile() string {
-	if m := backupName.FindStringSubmatch(b.Name); m != nil {
-		return m[1]
-	}
-	return ""
+	segment, _ := backupSegment(b.Name)
+	return segment
 }
 
 // Catalog gives access to one archive.
@@ -195,7 +193,7 @@ func (c *Catalog) readSentinel(ctx context.Context, b *Backup) error {
 	b.fill(&s)
 	b.WALE, invalid = s.waleSentinel.read(b.Name)
 	switch {
-	case !backupName.MatchString(b.Name):
+	case !isBackupName(b.Name):
 		b.Problem = errors.New("its name is not that of a backup")
 	case invalid != nil:
 		b.Problem = notValid("sentinel", invalid)
@@ -402,7 +400,7 @@ func (c *Catalog) Leftovers(ctx context.Context) iter.Seq2[string, error] {
 			}
 		}
 		for _, name := range folders {
-			if !complete[name] && backupName.MatchString(name) && !yield(name, nil) {
+			if !complete[name] && isBackupName(name) && !yield(name, nil) {
 				return
 			}
 		}

@@ -70,7 +70,7 @@ func (c *Catalog) base(ctx context.Context, delta Backup, met map[string]bool) (
 	switch {
 	case name == "":
 		return Backup{}, fmt.Errorf("%s is a delta backup, and does not say what it is based on", delta.Name)
-	case !backupName.MatchString(name):
+	case !isBackupName(name):
 		return Backup{}, fmt.Errorf("%s is based on %.100q, which is no name of a backup", delta.Name, name)
 	case met[name]:
 		return Backup{}, fmt.Errorf("%s is based on %s, which is based on it: a circle", delta.Name, name)

@@ -123,9 +123,8 @@ func (c *Coverage) MissingWAL(b Backup) []string {
 	}
 	var missing []string
 	for n := first.Number(c.inv.SegmentSize); n <= last.Number(c.inv.SegmentSize) && len(missing) < maxMissing; n++ {
-		name := wal.Segment{Timeline: timeline, Number: n}.Name(c.inv.SegmentSize)
-		if _, p, _ := PositionOf(name); !c.has(timeline, p) {
-			missing = append(missing, name)
+		if !c.has(timeline, positionAt(n, c.inv.SegmentSize)) {
+			missing = append(missing, wal.Segment{Timeline: timeline, Number: n}.Name(c.inv.SegmentSize))
 		}
 	}
 	return missing
@@ -362,8 +361,7 @@ func (c *Coverage) Integrity(current wal.Segment, from *Backup, grace Grace) (st
 	delayed := grace.Delayed > 0
 	for n := current.Number - 1; current.Number > 0 && n >= stop; n-- {
 		s := wal.Segment{Timeline: c.timelineOf(n, current.Timeline), Number: n}
-		_, p, _ := PositionOf(s.Name(size))
-		status, there := SegmentLost, c.has(s.Timeline, p)
+		status, there := SegmentLost, c.has(s.Timeline, positionAt(n, size))
 		switch {
 		case there:
 			status = SegmentFound

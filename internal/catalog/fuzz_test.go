@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -165,6 +166,29 @@ func FuzzEntryName(f *testing.F) {
 		}
 		if again, err := EntryName(got); err != nil || again != got {
 			t.Errorf("%q became %q, and then %q, %v", name, got, again, err)
+		}
+	})
+}
+
+// The grammar as an expression is what the hand-written one has to agree with.
+func FuzzBackupNames(f *testing.F) {
+	grammar := regexp.MustCompile(`^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$`)
+	const segment, base = "000000010000000000000002", "00000001000000000000000A"
+	for _, name := range []string{
+		"base_" + segment, "base_" + segment + "_D_" + base, "base_" + segment + "_00000028", "base_" + segment + "_D_" + base + "_00000028",
+		"", "base_", "base_" + segment[1:], "base_" + segment + "0", "base_" + segment + "_", "base_" + segment + "_D_", "base_" + segment + "_D_" + base[1:],
+		"base_" + segment + "_0000028", "base_" + segment + "_00000028_", "base_" + segment + "_00000028_D_" + base, "base_" + segment + "_D_" + base + "_D_" + base,
+		"base_00000001000000000000000a", "base_" + segment + "\n", " base_" + segment, "base_" + segment + "_00000028_00000028", "base_" + segment + "_D_" + base + "\x00",
+	} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		want := ""
+		if m := grammar.FindStringSubmatch(name); m != nil {
+			want = m[1]
+		}
+		if got, ok := backupSegment(name); got != want || ok != (want != "") {
+			t.Errorf("%q: %q, %t instead of %q", name, got, ok, want)
 		}
 	})
 }

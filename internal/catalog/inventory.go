@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,8 +89,16 @@ func PositionOf(name string) (wal.Timeline, Position, bool) {
 
 // At is the position of the segment of the size given that holds the byte before lsn.
 func At(lsn wal.LSN, size int64) Position {
-	_, p, _ := PositionOf(wal.SegmentBefore(1, lsn, size).Name(size))
-	return p
+	return positionAt(wal.SegmentBefore(1, lsn, size).Number, size)
+}
+
+// positionAt is the position of the segment with that number, of the size given.
+func positionAt(number uint64, size int64) Position {
+	perUpper := uint64((1 << 32) / size)
+	if number/perUpper > math.MaxUint32 { // behind the end of all logs, which names out of all order lead to
+		return ^Position(0)
+	}
+	return Position(number/perUpper<<32 | number%perUpper)
 }
 
 // Number is the number of the segment of the size given at p.
@@ -99,8 +108,7 @@ func (p Position) Number(size int64) uint64 {
 
 // Next is the position behind p, where segments have the size given.
 func (p Position) Next(size int64) Position {
-	_, next, _ := PositionOf(wal.Segment{Timeline: 1, Number: p.Number(size) + 1}.Name(size))
-	return next
+	return positionAt(p.Number(size)+1, size)
 }
 
 // classify reads the name of an object among the WAL.
@@ -191,11 +199,11 @@ func (c *Catalog) lookAtUnfinished(ctx context.Context, inv *Inventory) error {
 		}
 		name, sentinel := strings.CutSuffix(baseName(o.Key), sentinelSuffix)
 		switch {
-		case o.IsDir() && backupName.MatchString(name):
+		case o.IsDir() && isBackupName(name):
 			if !listed[name] {
 				folders = append(folders, name)
 			}
-		case sentinel && !o.IsDir() && backupName.MatchString(name):
+		case sentinel && !o.IsDir() && isBackupName(name):
 			listed[name] = true // it may be new
 		default:
 			inv.Foreign = append(inv.Foreign, o.Key)

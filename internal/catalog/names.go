@@ -30,8 +30,43 @@ const (
 // Nothing else writes there, whatever shares the prefix.
 func Folders() []string { return []string{backupsDir, walDir} }
 
-// backupName is the grammar by which WAL-G recognises its backups: full, delta, and WAL-E's with an offset.
-var backupName = regexp.MustCompile(`^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$`)
+// backupSegment returns the segment in a backup's name, and whether it is one by the grammar by which WAL-G recognises its backups: full,
+// delta, and WAL-E's with an offset (^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$).
+func backupSegment(name string) (segment string, ok bool) {
+	rest, ok := strings.CutPrefix(name, "base_")
+	if !ok || !upperHex(rest, 24) {
+		return "", false
+	}
+	segment, rest = rest[:24], rest[24:]
+	if base, ok := strings.CutPrefix(rest, "_D_"); ok && upperHex(base, 24) {
+		rest = base[24:]
+	}
+	if offset, ok := strings.CutPrefix(rest, "_"); ok && upperHex(offset, 8) {
+		rest = offset[8:]
+	}
+	if rest != "" {
+		return "", false
+	}
+	return segment, true
+}
+
+func isBackupName(name string) bool {
+	_, ok := backupSegment(name)
+	return ok
+}
+
+// upperHex tells whether s begins with n upper-case hexadecimal digits.
+func upperHex(s string, n int) bool {
+	if len(s) < n {
+		return false
+	}
+	for i := range n {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'A' || c > 'F') {
+			return false
+		}
+	}
+	return true
+}
 
 // fullName names a full backup after the segment that holds its start LSN.
 func fullName(start wal.Segment, segmentSize int64) string {

@@ -180,7 +180,7 @@ func (c *Catalog) Protects(ctx context.Context, name string, holds []string) err
 		return errors.New("it says which cluster the archive belongs to")
 	}
 	backup := strings.TrimPrefix(name, backupsDir)
-	if strings.HasPrefix(name, backupsDir) && backupName.MatchString(backup) {
+	if strings.HasPrefix(name, backupsDir) && isBackupName(backup) {
 		_, err := c.repo.Stat(ctx, sentinelKey(backup))
 		switch {
 		case err == nil:

@@ -40,11 +40,10 @@ func (p *Plan) remaining(inv *catalog.Inventory) catalog.Inventory {
 
 // check proves the promises of the package by comparing what the archive can do before and after, with none of the rules by which the
 // plan was made.
-func (p *Plan) check(before, after *catalog.Inventory) error {
+func (p *Plan) check(before *catalog.Inventory, was, is *catalog.Coverage) error {
 	if p.Request.Verb == Everything {
 		return nil
 	}
-	was, is := before.Coverage(), after.Coverage()
 	if err := p.newestStays(was, is); err != nil {
 		return err
 	}

@@ -30,6 +30,9 @@ type world struct {
 	state
 	histories  map[wal.Timeline]wal.History
 	unfinished []catalog.Unfinished
+
+	deletions, cuts int // deletions that were carried out, and those of them that were cut off
+	unbounded       int // that removed WAL for no other reason than that it was said to go without a backup
 }
 
 // state is what an archive holds.
@@ -318,7 +321,7 @@ func (w *world) request() Request {
 		return names[w.chance.IntN(len(names))]
 	}
 	m := []Modifier{Plain, Full, FindFull}[w.chance.IntN(3)]
-	switch w.chance.IntN(12) {
+	switch w.chance.IntN(13) {
 	case 0, 1, 2:
 		return Request{Verb: Retain, Modifier: m, Count: 1 + w.chance.IntN(4)}
 	case 3:
@@ -333,6 +336,8 @@ func (w *world) request() Request {
 		return Request{Verb: Target, Point: name()}
 	case 10:
 		return Request{Verb: Garbage, WAL: true, Leftover: true}
+	case 11:
+		return Request{Verb: Garbage, WAL: true, Leftover: w.chance.IntN(2) == 0, NoBackup: true}
 	}
 	if w.chance.IntN(20) == 0 {
 		return Request{Verb: Everything, Force: w.chance.IntN(2) == 0}
@@ -386,6 +391,9 @@ func (w *world) broken(r Request, was state) error {
 	if r.Verb == Everything {
 		return nil
 	}
+	if err := w.cutBackupUnderWay(was); err != nil {
+		return err
+	}
 	var newest *backup
 	for _, b := range was.backups {
 		if b.SystemIdentifier == w.line.system && w.restorable(was, b) && (newest == nil || b.StartTime.After(newest.StartTime)) {
@@ -403,8 +411,11 @@ func (w *world) broken(r Request, was state) error {
 			return fmt.Errorf("%s stays, and cannot be restored any more", b.Name)
 		}
 		for _, l := range w.lines {
-			if b.leadsTo(l) && !b.Permanent && w.reach(w.state, b, l) != w.reach(was, b, l) {
-				return fmt.Errorf("%s stays, and the log behind it on timeline %d ends at %d instead of %d", b.Name, l.timeline, w.reach(w.state, b, l), w.reach(was, b, l))
+			if !b.leadsTo(l) || b.Permanent {
+				continue
+			}
+			if is, before := w.reach(w.state, b, l), w.reach(was, b, l); is != before {
+				return fmt.Errorf("%s stays, and the log behind it on timeline %d ends at %d instead of %d", b.Name, l.timeline, is, before)
 			}
 		}
 	}
@@ -420,7 +431,7 @@ func (w *world) lostMoment(was state, since time.Time) error {
 		m := map[uint64]bool{}
 		for _, b := range s.backups {
 			if b.leadsTo(l) && w.restorable(s, b) {
-				for n := b.last; n <= w.reach(s, b, l); n++ {
+				for n, last := b.last, w.reach(s, b, l); n <= last; n++ {
 					m[n] = true
 				}
 			}
@@ -439,8 +450,23 @@ func (w *world) lostMoment(was state, since time.Time) error {
 	return nil
 }
 
+// cutBackupUnderWay finds WAL that is gone and that a backup would need that may be under way.
+func (w *world) cutBackupUnderWay(was state) error {
+	for _, u := range w.unfinished {
+		if u.Removed || w.now.Sub(u.Modified) > staleAfter {
+			continue
+		}
+		for name, f := range was.wal {
+			if _, stays := w.wal[name]; f.line != nil && !stays && name[8:] >= strings.TrimPrefix(u.Name, "base_")[8:] {
+				return fmt.Errorf("%s may be under way, and %s is gone", u.Name, name)
+			}
+		}
+	}
+	return nil
+}
+
 // live lets a cluster live, with deletions that may be cut off and are repeated then.
-func live(chance *rand.Rand) (w *world, deletions, cuts int, err error) {
+func live(chance *rand.Rand) (w *world, err error) {
 	w = newWorld(chance)
 	for range 20 + chance.IntN(40) {
 		w.step()
@@ -453,36 +479,42 @@ func live(chance *rand.Rand) (w *world, deletions, cuts int, err error) {
 		plan, err := New(w.inventory(w.state), r, w.now)
 		if err != nil {
 			if strings.Contains(err.Error(), "break a promise") {
-				return w, deletions, cuts, err
+				return w, err
 			}
 			continue // refused
 		}
-		deletions++
+		w.deletions++
+		if checked := r; r.NoBackup && len(plan.WAL) > 0 {
+			checked.NoBackup = false
+			if p, err := New(w.inventory(w.state), checked, w.now); err == nil && len(p.WAL) == 0 {
+				w.unbounded++
+			}
+		}
 		if chance.IntN(2) == 0 {
 			n := chance.IntN(6)
 			if w.carryOut(plan, n) {
 				w.note("cut off after %d steps", n)
-				cuts++
+				w.cuts++
 				if err := w.broken(r, was); err != nil {
-					return w, deletions, cuts, err
+					return w, err
 				}
 			}
 			if plan, err = New(w.inventory(w.state), r, w.now); err != nil {
 				if errors.Is(err, catalog.ErrNoBackups) || r.Verb == Target || r.Verb == Before {
 					continue // what it named is gone
 				}
-				return w, deletions, cuts, fmt.Errorf("again: %w", err)
+				return w, fmt.Errorf("again: %w", err)
 			}
 		}
 		w.carryOut(plan, 1<<30)
 		if err := w.broken(r, was); err != nil {
-			return w, deletions, cuts, err
+			return w, err
 		}
 		if again, err := New(w.inventory(w.state), r, w.now); err == nil && !again.Empty() && r.Verb != Everything {
-			return w, deletions, cuts, fmt.Errorf("once more it would remove %d objects: %v", again.Objects(), again.WAL)
+			return w, fmt.Errorf("once more it would remove %d objects: %v", again.Objects(), again.WAL)
 		}
 	}
-	return w, deletions, cuts, nil
+	return w, nil
 }
 
 // Whatever happened to a cluster, and wherever a deletion was cut off: what stays can be restored as far as before, the newest backup
@@ -491,11 +523,11 @@ func TestWhatStaysCanBeRestored(t *testing.T) {
 	t.Parallel()
 	chance := testenv.Rand(t)
 	lives := testenv.Pick(500, 10_000)
-	deletions, cuts := 0, 0
+	deletions, cuts, unbounded := 0, 0, 0
 	for range lives {
 		seed := chance.Uint64()
-		w, d, c, err := live(rand.New(rand.NewPCG(seed, 1)))
-		deletions, cuts = deletions+d, cuts+c
+		w, err := live(rand.New(rand.NewPCG(seed, 1)))
+		deletions, cuts, unbounded = deletions+w.deletions, cuts+w.cuts, unbounded+w.unbounded
 		if err != nil {
 			t.Fatalf("life %d: %v\n%s", seed, err, strings.Join(w.log, "\n"))
 		}
@@ -503,4 +535,5 @@ func TestWhatStaysCanBeRestored(t *testing.T) {
 	testenv.Figure(t, "lives of an archive", "in memory", lives)
 	testenv.Figure(t, "deletions in them", "carried out", deletions)
 	testenv.Figure(t, "deletions in them", "cut off and repeated", cuts)
+	testenv.Figure(t, "deletions in them", "of WAL without a backup that says which is old", unbounded)
 }

@@ -147,8 +147,9 @@ func New(inv *catalog.Inventory, r Request, now time.Time) (*Plan, error) {
 	p.chooseWAL(plan)
 	plan.Before = windows(p.coverage)
 	after := plan.remaining(inv)
-	plan.After = windows(after.Coverage())
-	if err := plan.check(inv, &after); err != nil {
+	left := after.Coverage()
+	plan.After = windows(left)
+	if err := plan.check(inv, p.coverage, left); err != nil {
 		return nil, fmt.Errorf("cannot delete: the plan would break a promise, and nothing was deleted: %w", err)
 	}
 	return plan, nil

@@ -3,6 +3,7 @@ package wal
 import (
 	"fmt"
 	"iter"
+	"math/bits"
 )
 
 const (
@@ -64,7 +65,18 @@ func ParseSegment(name string, size int64) (Segment, error) {
 // Name returns the file name of s: "000000010000000000000002".
 func (s Segment) Name(size int64) string {
 	perUpper := uint64(bytesPerUpperPart / size)
-	return fmt.Sprintf("%08X%08X%08X", uint32(s.Timeline), s.Number/perUpper, s.Number%perUpper)
+	b := appendHex(make([]byte, 0, segmentNameLen), uint64(s.Timeline))
+	b = appendHex(b, s.Number/perUpper)
+	return string(appendHex(b, s.Number%perUpper))
+}
+
+// appendHex appends what %08X prints. Looks at large archives make a name for each of some hundred thousand segments, for which fmt takes most of their time.
+func appendHex(b []byte, n uint64) []byte {
+	const digits = "0123456789ABCDEF"
+	for width := max(timelineNameLen, (bits.Len64(n)+3)/4); width > 0; width-- {
+		b = append(b, digits[n>>(4*(width-1))&0xF])
+	}
+	return b
 }
 
 // Next returns the segment that follows s on its timeline.

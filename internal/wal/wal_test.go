@@ -98,6 +98,20 @@ func TestSegmentNamesFollowTheSegmentSize(t *testing.T) {
 	}
 }
 
+// That is how XLogFileName prints them (xlog_internal.h).
+func TestSegmentNamesArePrintedAsPostgreSQLPrintsThem(t *testing.T) {
+	t.Parallel()
+	err := quick.Check(func(timeline uint32, number uint64, shift uint8) bool {
+		size := int64(mib) << (shift % 11)
+		s := Segment{Timeline(timeline), number >> (shift % 64)}
+		perUpper := uint64(1<<32) / uint64(size)
+		return s.Name(size) == fmt.Sprintf("%08X%08X%08X", timeline, s.Number/perUpper, s.Number%perUpper)
+	}, nil)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSegmentNamesThatPostgreSQLWouldNotWriteAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
