@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -176,5 +178,71 @@ func TestGarbageWithoutABackupGoesOnlyWhenThatIsSaid(t *testing.T) {
 		if code != exitOK || err != nil || len(left) != c.left {
 			t.Errorf("%s: exit code %d, %v, %d objects are left among the WAL, not %d\n%s", c.name, code, err, len(left), c.left, errs)
 		}
+	}
+}
+
+// What was proven longest ago, or never, comes first, and nothing is remembered of what is not proven.
+func TestVerificationBeginsWithTheOldestProof(t *testing.T) {
+	t.Parallel()
+	dir := small(t)
+	proven := map[string]string{
+		"base_000000010000000000000003":                            "2026-11-22T00:00:00Z",
+		"base_000000010000000000000005_D_000000010000000000000003": "2026-11-20T00:00:00Z",
+		"base_00000002000000000000000B":                            "2026-11-21T00:00:00Z",
+	}
+	for name, at := range proven {
+		if err := os.WriteFile(filepath.Join(dir, "basebackups_005", name, "walden_proof.json"), []byte(`{"time":"`+at+`"}`), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const never, first, second, third = "base_000000010000000000000008", "base_000000010000000000000005_D_000000010000000000000003",
+		"base_00000002000000000000000B", "base_000000010000000000000003"
+	for _, c := range []struct {
+		args []string
+		code int
+		want []string
+	}{
+		{[]string{"all"}, exitError, []string{never, first, second, third}},
+		{[]string{"all", "--sample", "2"}, exitError, []string{never, first}},
+		{[]string{"all", "--sample", "9"}, exitError, []string{never, first, second, third}},
+		{[]string{"all", "--max-time", "1ns"}, exitOK, nil},
+		{[]string{third}, exitError, []string{third}},
+	} {
+		code, out, errs := run(t, []string{"WALG_FILE_PREFIX=" + dir}, append([]string{"backup-verify", "--json"}, c.args...)...)
+		var list []examined
+		if err := json.Unmarshal([]byte(out), &list); err != nil || code != c.code {
+			t.Fatalf("%v: exit code %d, %v\n%s", c.args, code, err, errs)
+		}
+		var names []string
+		for _, v := range list {
+			names = append(names, v.Backup)
+			if v.Proven || v.Error == "" || (v.Before == nil) != (proven[v.Backup] == "") || v.Before != nil && v.Before.Format(time.RFC3339) != proven[v.Backup] {
+				t.Errorf("%v: %+v", c.args, v)
+			}
+		}
+		if !slices.Equal(names, c.want) {
+			t.Errorf("%v: %v instead of %v", c.args, names, c.want)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "basebackups_005", never, "walden_proof.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is not proven is remembered: %v", err)
+	}
+}
+
+func TestWhatARepairSaysLooksAsOthersExpectIt(t *testing.T) {
+	t.Parallel()
+	dir := small(t)
+	server := t.TempDir()
+	for name, content := range map[string]string{"000000010000000000000007": "no segment", "00000002.history": "of no use"} {
+		if err := os.WriteFile(filepath.Join(server, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, args := range map[string][]string{"repair.txt": nil, "repair.json": {"--json"}} {
+		code, out, errs := run(t, []string{"WALG_FILE_PREFIX=" + dir}, append([]string{"archive", "repair", server}, args...)...)
+		if code != exitVerifyFailed {
+			t.Errorf("%v: exit code %d\n%s", args, code, errs)
+		}
+		golden(t, filepath.Join("testdata", "looks", file), strings.ReplaceAll(strings.ReplaceAll(out, dir, "/srv/archive"), server, "/srv/pg_wal"))
 	}
 }
