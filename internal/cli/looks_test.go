@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -233,10 +234,18 @@ func TestWhatARepairSaysLooksAsOthersExpectIt(t *testing.T) {
 	t.Parallel()
 	dir := small(t)
 	server := t.TempDir()
-	for name, content := range map[string]string{"000000010000000000000007": "no segment", "00000002.history": "of no use"} {
-		if err := os.WriteFile(filepath.Join(server, name), []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
+	segment := filepath.Join(server, "000000010000000000000007") // of the cluster, and with nothing in it but its header (XLogLongPageHeaderData)
+	header := make([]byte, wal.HeaderSize)
+	le := binary.LittleEndian
+	le.PutUint16(header, 0xD110)
+	le.PutUint16(header[2:], 2)
+	le.PutUint32(header[4:], 1)
+	le.PutUint64(header[8:], 7<<24)
+	le.PutUint64(header[24:], 7710887100029993858)
+	le.PutUint32(header[32:], 16<<20)
+	le.PutUint32(header[36:], 8192)
+	if err := errors.Join(os.WriteFile(segment, header, 0o644), os.Truncate(segment, 16<<20)); err != nil {
+		t.Fatal(err)
 	}
 	for file, args := range map[string][]string{"repair.txt": nil, "repair.json": {"--json"}} {
 		code, out, errs := run(t, []string{"WALG_FILE_PREFIX=" + dir}, append([]string{"archive", "repair", server}, args...)...)
