@@ -185,7 +185,7 @@ func (p *Postgres) initdb() {
 }
 
 // template returns a cluster that nothing starts, as initdb made it with the arguments. It is made once for all tests, also of
-// other processes, and again after the server's programs have changed.
+// other processes of the same user, and again after the server's programs have changed.
 func (p *Postgres) template(args []string) string {
 	p.t.Helper()
 	programs, err := os.Stat(filepath.Join(p.BinDir, "postgres"))
@@ -193,7 +193,7 @@ func (p *Postgres) template(args []string) string {
 		p.t.Fatal(err)
 	}
 	parent := filepath.Join(ToolsDir(), "clusters")
-	key := crc64.Checksum(fmt.Append(nil, p.BinDir, programs.ModTime().UnixNano(), programs.Size(), args),
+	key := crc64.Checksum(fmt.Append(nil, os.Geteuid(), p.BinDir, programs.ModTime().UnixNano(), programs.Size(), args),
 		crc64.MakeTable(crc64.ECMA))
 	template := filepath.Join(parent, fmt.Sprintf("%d-%016x", p.Major, key))
 	if exists(template) {
