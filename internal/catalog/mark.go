@@ -63,7 +63,7 @@ func (c *Catalog) Mark(ctx context.Context, which string, permanent bool) (chang
 // mark rewrites metadata.json, which is the authority on the mark, and nothing else: a sentinel that is written again would look to
 // WAL-G like that of its newest backup. All other members stay as they are, whoever wrote them.
 func (c *Catalog) mark(ctx context.Context, name string, permanent bool) error {
-	meta, err := c.repo.GetPlain(ctx, backupDir(name)+metadataName, maxDocument)
+	meta, err := c.readTwice(ctx, backupDir(name)+metadataName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return hint.With(fmt.Errorf("it has no %s, which would say so: %w", metadataName, fs.ErrNotExist), "backups of WAL-E cannot be marked")
 	}
@@ -74,6 +74,23 @@ func (c *Catalog) mark(ctx context.Context, name string, permanent bool) error {
 		return notValid(metadataName, err)
 	}
 	return c.repo.PutPlain(ctx, backupDir(name)+metadataName, meta)
+}
+
+// readTwice reads a document that bears no hash until two readings agree: what was read wrong must not be written back.
+func (c *Catalog) readTwice(ctx context.Context, key string) ([]byte, error) {
+	const readings = 4
+	var before []byte
+	for n := range readings {
+		now, err := c.repo.GetPlain(ctx, key, maxDocument)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 && bytes.Equal(before, now) {
+			return now, nil
+		}
+		before = now
+	}
+	return nil, fmt.Errorf("%w: %s is another one each time it is read", ErrDamaged, baseName(key))
 }
 
 // setMember sets one member of a JSON object and leaves the bytes of all others and their order as they are.

@@ -838,6 +838,12 @@ func (r *trial) markNewest() {
 	}
 }
 
+// misreadUnseen tells whether an object bears no hash and was read wrong in the same way each time, so that nobody can know.
+func (r *trial) misreadUnseen(key string) bool {
+	document := strings.HasPrefix(key, "basebackups_005/") && strings.HasSuffix(key, ".json") && path.Base(key) != "walden_manifest.json"
+	return strings.HasPrefix(r.what, "FlipBit for good") && document
+}
+
 // onlyTheMarkIsOther: a success means that the newest backup has the mark asked for; but for its mark every object is as it was.
 func onlyTheMarkIsOther(r *trial, o outcome) {
 	r.t.Helper()
@@ -862,7 +868,7 @@ func onlyTheMarkIsOther(r *trial, o outcome) {
 	misread := o.disturbed() && corrupts(o.kind)
 	for _, key := range r.seedKeys() {
 		was, now := read(seed, key), read(r.store, key)
-		if was == now && !strings.HasSuffix(key, "metadata.json") || misread && strings.Contains(key, r.backups[1]) {
+		if was == now && !strings.HasSuffix(key, "metadata.json") || misread && strings.Contains(key, r.backups[1]) || r.misreadUnseen(key) {
 			continue
 		}
 		var before, after map[string]any
@@ -1069,7 +1075,7 @@ func (r *trial) listedIsWhole(where string, now, seed map[string]string) {
 			continue
 		}
 		for key, content := range seed {
-			if strings.HasPrefix(key, "basebackups_005/"+name) && now[key] != content {
+			if strings.HasPrefix(key, "basebackups_005/"+name) && now[key] != content && !r.misreadUnseen(key) {
 				r.errorf("%s is listed at the %s, and %s is not as it was", name, where, key)
 			}
 		}
@@ -1088,7 +1094,7 @@ func theCopyIsRight(r *trial, o outcome) {
 	for key, content := range seed {
 		isWAL := strings.HasPrefix(key, "wal_005/")
 		before := isWAL && path.Base(key)[:24] < strings.TrimPrefix(r.backups[0], "base_")
-		unnoticed := isWAL && strings.HasPrefix(r.what, "FlipBit")
+		unnoticed := isWAL && strings.HasPrefix(r.what, "FlipBit") || r.misreadUnseen(key)
 		if got, ok := now[key]; o.code == exitOK && !before && (!ok || got != content) && !unnoticed && !r.lied() {
 			r.errorf("success was reported, and %s is not at the destination as it was (%v)", key, ok)
 		}
@@ -1103,7 +1109,7 @@ func nothingIsLostOnTheMove(r *trial, o outcome) {
 	r.listedIsWhole("target", target, seed)
 	for key, content := range seed {
 		moves := strings.HasPrefix(key, "basebackups_005/")
-		if source[key] != content && (target[key] != content || !moves) {
+		if source[key] != content && (target[key] != content || !moves) && !(moves && r.misreadUnseen(key)) {
 			r.errorf("%s is at neither place", key)
 		}
 		if _, there := source[key]; there && moves && o.code == exitOK && !(o.disturbed() && corrupts(o.kind)) && !r.lied() {
