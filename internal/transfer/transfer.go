@@ -229,8 +229,10 @@ func (c *carrier) copy(ctx context.Context, o object, replace bool) (string, err
 	err := c.From.Repo.Again(ctx, o.Key, func() (bool, error) {
 		atSource := false // the failure is the source's, and the destination gives up on it at once
 		_, err := c.To.Repo.PutLayers(ctx, o.Key, c.on, replace, func(w io.Writer) error {
-			var err error
-			hash, err = c.read(ctx, o, w)
+			whole, err := c.read(ctx, o, w)
+			if err == nil {
+				hash = whole // a further attempt may end early, when it finds that one before has stored the object
+			}
 			atSource = err != nil
 			return err
 		})
