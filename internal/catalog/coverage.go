@@ -21,18 +21,16 @@ func (b Backup) First() (wal.Timeline, Position, bool) {
 	return timeline, p, ok
 }
 
-// Last returns the position of the last segment without which the backup cannot be recovered; false if that is not recorded, or the size of
-// segments is not known.
+// Last returns the position of the last segment without which the backup cannot be recovered; false if that is not recorded. Of WAL-E's
+// backups it is recorded by name, so that the size of segments need not be known (0).
 func (b Backup) Last(size int64) (Position, bool) {
 	switch {
-	case size == 0:
-		return 0, false
 	case b.WALE != nil && b.WALE.Offline():
 		return 0, false
 	case b.WALE != nil:
 		_, p, ok := PositionOf(b.WALE.StopSegment)
 		return p, ok
-	case b.FinishLSN == 0:
+	case b.FinishLSN == 0 || size == 0:
 		return 0, false
 	}
 	return At(b.FinishLSN, size), true
@@ -239,6 +237,9 @@ func (c *Coverage) Windows(timeline wal.Timeline) []Window {
 	}
 	var usable []part
 	size := c.inv.SegmentSize
+	if size == 0 {
+		return nil
+	}
 	for _, b := range c.inv.Backups {
 		_, first, ok := b.First()
 		last, ended := b.Last(size)
