@@ -112,6 +112,9 @@ func (w *world) step() {
 		w.upgrade()
 	case n < 79:
 		u := catalog.Unfinished{Name: "base_" + wal.Segment{Timeline: w.line.timeline, Number: w.line.head}.Name(size), Size: 100, Modified: w.now}
+		if base := w.base(); base != nil && w.chance.IntN(2) == 0 {
+			u.Name += "_D_" + strings.TrimPrefix(base.Name, "base_")[:24]
+		}
 		if w.backups[u.Name] == nil && !slices.ContainsFunc(w.unfinished, func(o catalog.Unfinished) bool { return o.Name == u.Name }) {
 			w.unfinished = append(w.unfinished, u)
 			w.note("a backup is begun and not ended: %s", u.Name)
@@ -401,6 +404,17 @@ func (w *world) broken(r Request, was state) error {
 		}
 		if _, stays := w.backups[b.Name]; b.Permanent && !stays {
 			return fmt.Errorf("%s is permanent, and gone", b.Name)
+		}
+	}
+	for _, u := range w.unfinished {
+		_, base, delta := strings.Cut(u.Name, "_D_")
+		if !delta || u.Removed || w.now.Sub(u.Modified) > staleAfter {
+			continue
+		}
+		for name := range was.backups {
+			if strings.HasPrefix(name, "base_"+base) && w.backups[name] == nil {
+				return fmt.Errorf("%s is gone, and %s, which may be under way, is based on it", name, u.Name)
+			}
 		}
 	}
 	if newest != nil && (w.backups[newest.Name] == nil || !w.restorable(w.state, newest)) {

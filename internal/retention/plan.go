@@ -494,6 +494,17 @@ func (p *planner) protect() error {
 			p.keep(p.backups[p.position(name)], "the newest backup that can be restored, or the newest without corrupt pages", true)
 		}
 	}
+	for _, u := range p.inv.Unfinished {
+		_, base, delta := strings.Cut(u.Name, "_D_") // the name of a delta ends with its base's segment
+		if !delta || u.Removed || p.now.Sub(u.Modified) > staleAfter {
+			continue
+		}
+		for _, b := range p.backups {
+			if p.goes[b.Name] && strings.HasPrefix(b.Name, "base_"+base) {
+				p.keep(b, u.Name+" may be under way, and is based on it", true)
+			}
+		}
+	}
 	for _, b := range slices.Clone(p.backups) {
 		for met := 0; !p.goes[b.Name] && b.Delta != nil && met <= len(p.backups); met++ {
 			i := p.position(b.Delta.From)
