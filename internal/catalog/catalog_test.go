@@ -169,6 +169,32 @@ func take(ctx context.Context, c *Catalog, st Start) (b Backup, err error) {
 		})
 }
 
+func TestADeltaWhoseBaseWasDeletedMeanwhileIsNoBackup(t *testing.T) {
+	t.Parallel()
+	s := storagetest.NewMemory()
+	c := open(t, s)
+	full, err := take(t.Context(), c, start())
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := start()
+	st.LSN, st.Delta = 0x5000028, &Delta{From: full.Name, FullName: full.Name, LSN: full.StartLSN, Count: 1}
+	if _, err := take(t.Context(), c, st); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), sentinelKey(full.Name)); err != nil {
+		t.Fatal(err)
+	}
+	st.LSN = 0x7000028
+	if _, err := take(t.Context(), c, st); err == nil || !strings.Contains(err.Error(), full.Name+", which it is based on, was deleted meanwhile") {
+		t.Errorf("%v", err)
+	}
+	list, err := c.Backups(t.Context())
+	if err != nil || len(list) != 1 || list[0].StartLSN != 0x5000028 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
 func TestDocumentsAreWrittenAsTheGoldenFilesShow(t *testing.T) {
 	t.Parallel()
 	s := storagetest.NewMemory()

@@ -210,6 +210,15 @@ func (d *Draft) Commit(ctx context.Context, stop Stop, contents *Contents, relat
 	if b, err = json.Marshal(s); err != nil {
 		return fail(err)
 	}
+	if delta := d.start.Delta; delta != nil {
+		_, err := d.c.repo.Stat(ctx, sentinelKey(delta.From))
+		if errors.Is(err, fs.ErrNotExist) {
+			return fail(hint.With(fmt.Errorf("backup %s, which it is based on, was deleted meanwhile", delta.From), "take the backup again"))
+		}
+		if err != nil {
+			return fail(err)
+		}
+	}
 	d.sentinel = true // from here on it may exist even if the storage reports a failure
 	if err := d.c.repo.PutPlainNew(ctx, sentinelKey(d.name), b); err != nil {
 		return fail(err)
