@@ -107,11 +107,18 @@ func candidate(ctx context.Context, d Deps, o DeltaOptions, info postgres.Info) 
 	if err != nil {
 		return b, fmt.Errorf("cannot take a delta: %w", err)
 	}
-	one := []catalog.Backup{b}
-	if err := d.Catalog.Details(ctx, one); err != nil { // the permanent mark
+	if err := addDetails(ctx, d.Catalog, &b); err != nil {
 		return b, fmt.Errorf("cannot take a delta against %s: %w", b.Name, err)
 	}
-	return one[0], nil
+	return b, nil
+}
+
+// addDetails reads what the sentinel does not say of a backup, such as the permanent mark.
+func addDetails(ctx context.Context, c *catalog.Catalog, b *catalog.Backup) error {
+	one := []catalog.Backup{*b}
+	err := c.Details(ctx, one)
+	*b = one[0]
+	return err
 }
 
 // newestOf returns the usable backup of a cluster that was begun last.
@@ -139,15 +146,13 @@ func readBase(ctx context.Context, d Deps, o Options, newest catalog.Backup, inf
 	case newest.Permanent && !o.Permanent && !o.Delta.FromFull:
 		return nil, unfit("backup %s is permanent, and a delta against it would not be", newest.Name)
 	case o.Delta.FromFull && newest.Delta != nil:
-		full, err := d.Catalog.Find(ctx, newest.Delta.FullName)
+		var err error
+		if b, err = d.Catalog.Find(ctx, newest.Delta.FullName); err == nil {
+			err = addDetails(ctx, d.Catalog, &b)
+		}
 		if err != nil {
 			return nil, unfit("the full backup that %s is based on cannot be used: %w", newest.Name, err)
 		}
-		one := []catalog.Backup{full}
-		if err := d.Catalog.Details(ctx, one); err != nil {
-			return nil, unfit("the full backup that %s is based on cannot be used: %w", newest.Name, err)
-		}
-		b = one[0]
 	}
 	timeline, ok := wal.NameTimeline(b.WALFile())
 	switch {

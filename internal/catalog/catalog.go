@@ -106,7 +106,7 @@ func (b Backup) When() time.Time {
 
 // WALFile is the segment that the backup is named after; empty when the name is outside the grammar.
 func (b Backup) WALFile() string {
-	segment, _ := backupSegment(b.Name)
+	segment, _ := backupSegments(b.Name)
 	return segment
 }
 

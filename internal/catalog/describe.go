@@ -30,7 +30,7 @@ type Objects struct {
 func (c *Catalog) Stored(ctx context.Context, b Backup) (Objects, error) {
 	var o Objects
 	seen := map[string]bool{}
-	err := c.walk(ctx, backupDir(b.Name), func(object storage.Object) {
+	err := c.repo.Walk(ctx, backupDir(b.Name), func(object storage.Object) {
 		o.Count++
 		o.Size += object.Size
 		name, inParts := strings.CutPrefix(object.Key, backupDir(b.Name)+partsDir)

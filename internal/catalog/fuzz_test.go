@@ -183,12 +183,12 @@ func FuzzBackupNames(f *testing.F) {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		want := ""
+		want, wantBase := "", ""
 		if m := grammar.FindStringSubmatch(name); m != nil {
-			want = m[1]
+			want, wantBase = m[1], strings.TrimPrefix(m[2], "_D_")
 		}
-		if got, ok := backupSegment(name); got != want || ok != (want != "") {
-			t.Errorf("%q: %q, %t instead of %q", name, got, ok, want)
+		if got, base := backupSegments(name); got != want || base != wantBase || isBackupName(name) != (want != "") {
+			t.Errorf("%q: %q and %q instead of %q and %q", name, got, base, want, wantBase)
 		}
 	})
 }

@@ -47,6 +47,12 @@ type Unfinished struct {
 	Removed  bool // its removal was begun
 }
 
+// BaseFile is the segment after which the backup is named that this one is based on, by its name; "" for a full one.
+func (u Unfinished) BaseFile() string {
+	_, base := backupSegments(u.Name)
+	return base
+}
+
 // WALKind is what an object among the WAL is.
 type WALKind string
 
@@ -130,7 +136,7 @@ func classify(name string, size int64) (WALFile, bool) {
 		f.Timeline, _ = wal.NameTimeline(name)
 		return f, f.Timeline > 0
 	}
-	if first, ok := strings.CutSuffix(name, "_delta"); ok && wal.Classify(first) == wal.KindSegment {
+	if first, ok := strings.CutSuffix(name, deltaSuffix); ok && wal.Classify(first) == wal.KindSegment {
 		f.Kind = WALDelta
 		f.Position = lastOfGroup(first, size)
 		return f, true
@@ -156,9 +162,7 @@ func lastOfGroup(first string, size int64) Position {
 		return ^Position(0)
 	}
 	const group = 16
-	s.Number += group - 1
-	_, p, _ := PositionOf(s.Name(size))
-	return p
+	return positionAt(s.Number+group-1, size)
 }
 
 // Inventory looks at everything in the archive. It takes one listing of each folder, one reading of each backup's two documents and
@@ -225,7 +229,7 @@ func (c *Catalog) lookAtUnfinished(ctx context.Context, inv *Inventory) error {
 func (c *Catalog) unfinished(ctx context.Context, name string) (Unfinished, error) {
 	u := Unfinished{Name: name}
 	draft, removed := false, false
-	err := c.walk(ctx, backupDir(name), func(o storage.Object) {
+	err := c.repo.Walk(ctx, backupDir(name), func(o storage.Object) {
 		u.Size += o.Size
 		if o.Modified.After(u.Modified) {
 			u.Modified = o.Modified
@@ -252,25 +256,6 @@ func (c *Catalog) unfinished(ctx context.Context, name string) (Unfinished, erro
 		u.Hostname, u.DataDir, u.Started = doc.Hostname, doc.DataDir, doc.StartTime
 	}
 	return u, nil
-}
-
-// walk visits every object below a folder.
-func (c *Catalog) walk(ctx context.Context, dir string, visit func(storage.Object)) error {
-	folders := []string{dir}
-	for len(folders) > 0 {
-		dir, folders = folders[len(folders)-1], folders[:len(folders)-1]
-		for o, err := range c.repo.List(ctx, dir) {
-			if err != nil {
-				return err
-			}
-			if o.IsDir() {
-				folders = append(folders, o.Key)
-			} else {
-				visit(o)
-			}
-		}
-	}
-	return nil
 }
 
 func (c *Catalog) lookAtWAL(ctx context.Context, inv *Inventory) error {

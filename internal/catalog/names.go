@@ -14,6 +14,7 @@ const (
 	backupsDir      = "basebackups_005/"
 	walDir          = "wal_005/"
 	deltaSuffix     = "_delta"
+	deltaOf         = "_D_" // between a delta's own segment and its base's
 	partsDir        = "tar_partitions/"
 	sentinelSuffix  = "_backup_stop_sentinel.json"
 	metadataName    = "metadata.json"
@@ -30,29 +31,30 @@ const (
 // Nothing else writes there, whatever shares the prefix.
 func Folders() []string { return []string{backupsDir, walDir} }
 
-// backupSegment returns the segment in a backup's name, and whether it is one by the grammar by which WAL-G recognises its backups: full,
-// delta, and WAL-E's with an offset (^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$).
-func backupSegment(name string) (segment string, ok bool) {
+// backupSegments returns the segments in a backup's name: its own, "" if the name is none, and its base's, "" unless it is a delta. The
+// grammar is that by which WAL-G recognises its backups: full, delta, and WAL-E's with an offset
+// (^base_([0-9A-F]{24})(_D_[0-9A-F]{24})?(_[0-9A-F]{8})?$).
+func backupSegments(name string) (segment, base string) {
 	rest, ok := strings.CutPrefix(name, "base_")
 	if !ok || !upperHex(rest, 24) {
-		return "", false
+		return "", ""
 	}
 	segment, rest = rest[:24], rest[24:]
-	if base, ok := strings.CutPrefix(rest, "_D_"); ok && upperHex(base, 24) {
-		rest = base[24:]
+	if of, ok := strings.CutPrefix(rest, deltaOf); ok && upperHex(of, 24) {
+		base, rest = of[:24], of[24:]
 	}
 	if offset, ok := strings.CutPrefix(rest, "_"); ok && upperHex(offset, 8) {
 		rest = offset[8:]
 	}
 	if rest != "" {
-		return "", false
+		return "", ""
 	}
-	return segment, true
+	return segment, base
 }
 
 func isBackupName(name string) bool {
-	_, ok := backupSegment(name)
-	return ok
+	segment, _ := backupSegments(name)
+	return segment != ""
 }
 
 // upperHex tells whether s begins with n upper-case hexadecimal digits.
@@ -74,7 +76,7 @@ func fullName(start wal.Segment, segmentSize int64) string {
 }
 
 // deltaName names a delta that begins in the same segment as a full backup of the given name would.
-func deltaName(full, base string) string { return full + "_D_" + Backup{Name: base}.WALFile() }
+func deltaName(full, base string) string { return full + deltaOf + Backup{Name: base}.WALFile() }
 
 func sentinelKey(backup string) string { return backupsDir + backup + sentinelSuffix }
 func backupDir(backup string) string   { return backupsDir + backup + "/" }

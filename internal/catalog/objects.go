@@ -56,7 +56,7 @@ func (c *Catalog) Objects(ctx context.Context, b Backup) (BackupObjects, error) 
 		return fail(err)
 	}
 	stored := map[string]int64{}
-	err = c.walk(ctx, backupDir(b.Name), func(found storage.Object) {
+	err = c.repo.Walk(ctx, backupDir(b.Name), func(found storage.Object) {
 		s := StoredObject{Key: found.Key, Size: found.Size}
 		name, isPart := strings.CutPrefix(found.Key, backupDir(b.Name)+partsDir)
 		switch {

@@ -58,7 +58,7 @@ var errNotListed = errors.New("the storage's listing lags behind: it has not the
 // below lists what a backup's folder holds besides the mark of its removal. A listing without the mark is not one of this folder as it is.
 func (c *Catalog) below(ctx context.Context, name string) (keys []string, err error) {
 	marked := false
-	err = c.walk(ctx, backupDir(name), func(o storage.Object) {
+	err = c.repo.Walk(ctx, backupDir(name), func(o storage.Object) {
 		if o.Key == backupDir(name)+removedName {
 			marked = true
 			return

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -81,15 +82,40 @@ func (a *app) archiveAccept() *cobra.Command {
 	}
 }
 
+// archiveCatalog reads the settings and opens the archive, to look at what is there.
 func (a *app) archiveCatalog(cmd *cobra.Command) (*catalog.Catalog, error) {
 	if err := a.load(false); err != nil {
 		return nil, err
 	}
-	c, _, err := a.openCatalog(cmd.Context(), toLook)
+	return a.checkedCatalog(cmd.Context(), toLook)
+}
+
+// checkedCatalog opens the archive and makes sure that it is there.
+func (a *app) checkedCatalog(ctx context.Context, needed use) (*catalog.Catalog, error) {
+	c, _, err := a.openCatalog(ctx, needed)
 	if err != nil {
 		return nil, err
 	}
-	return c, c.Check(cmd.Context())
+	return c, c.Check(ctx)
+}
+
+// lookAtAll opens the archive and looks at all that it holds.
+func (a *app) lookAtAll(ctx context.Context, needed use) (*catalog.Catalog, catalog.Inventory, error) {
+	c, err := a.checkedCatalog(ctx, needed)
+	if err != nil {
+		return nil, catalog.Inventory{}, err
+	}
+	inv, err := a.inventory(ctx, c)
+	return c, inv, err
+}
+
+// inventory looks at all that the archive holds.
+func (a *app) inventory(ctx context.Context, c *catalog.Catalog) (catalog.Inventory, error) {
+	inv, err := c.Inventory(ctx)
+	for timeline, err := range inv.Unread {
+		a.log.Warn("the history of a timeline cannot be read", "timeline", timeline, "error", err)
+	}
+	return inv, err
 }
 
 func (a *app) printIdentity(id catalog.Identity) {

@@ -70,18 +70,11 @@ func (a *app) archiveRepair() *cobra.Command {
 			if confirm {
 				needed = toEncrypt
 			}
-			c, _, err := a.openCatalog(cmd.Context(), needed)
+			c, inv, err := a.lookAtAll(cmd.Context(), needed)
 			if err != nil {
-				return err
-			}
-			if err := c.Check(cmd.Context()); err != nil {
 				return err
 			}
 			o.AtOnce = a.workers(a.config.Limits.UploadConcurrency, c.PutMemory())
-			inv, err := a.inventory(cmd.Context(), c)
-			if err != nil {
-				return err
-			}
 			d := archive.Deps{Catalog: c, Log: a.log}
 			r, err := archive.PlanRepair(d, &inv, o)
 			if err != nil {
@@ -196,9 +189,7 @@ func repairOf(r *archive.Repair, dry bool) shownRepair {
 func shownWindowsOf(timeline wal.Timeline, windows []catalog.Window, size int64) []shownWindow {
 	var shown []shownWindow
 	for _, w := range windows {
-		shown = append(shown, shownWindow{
-			uint32(timeline), w.Backup, w.From.String(), w.FromTime.UTC(), w.To.String(), w.ToTime.UTC(), w.Last.Name(size), w.Backups,
-		})
+		shown = append(shown, shownWindowOf(timeline, w, w.Last.Name(size)))
 	}
 	return shown
 }

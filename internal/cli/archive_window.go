@@ -19,18 +19,19 @@ func (a *app) archiveWindow() *cobra.Command {
 			"was archived, so the last transaction in it is a little older. What the server has not archived yet is not in it.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.archiveCatalog(cmd)
+			if err := a.load(false); err != nil {
+				return err
+			}
+			_, inv, err := a.lookAtAll(cmd.Context(), toLook)
 			if err != nil {
 				return err
 			}
-			inv, err := a.inventory(cmd.Context(), c)
-			if err != nil {
-				return err
-			}
+			coverage := inv.Coverage()
+			shown := windowsOf(&inv, coverage)
 			if asJSON {
-				return printJSON(a.process.Stdout, windowsOf(&inv))
+				return printJSON(a.process.Stdout, shown)
 			}
-			a.printWindowsOf(&inv)
+			a.printWindowsOf(&inv, coverage, shown)
 			return nil
 		},
 	}
@@ -38,18 +39,16 @@ func (a *app) archiveWindow() *cobra.Command {
 	return cmd
 }
 
-func windowsOf(inv *catalog.Inventory) []shownWindow {
+func windowsOf(inv *catalog.Inventory, coverage *catalog.Coverage) []shownWindow {
 	shown := []shownWindow{}
-	coverage := inv.Coverage()
 	for _, timeline := range coverage.Timelines() {
 		shown = append(shown, shownWindowsOf(timeline, coverage.Windows(timeline), inv.SegmentSize)...)
 	}
 	return shown
 }
 
-func (a *app) printWindowsOf(inv *catalog.Inventory) {
+func (a *app) printWindowsOf(inv *catalog.Inventory, coverage *catalog.Coverage, shown []shownWindow) {
 	out := a.process.Stdout
-	shown := windowsOf(inv)
 	for i, w := range shown {
 		at := func(t time.Time, lsn string) string { return fmt.Sprintf("%s (%s)", moment(t, time.RFC3339), lsn) }
 		if i > 0 && shown[i-1].Timeline == w.Timeline {
@@ -58,7 +57,6 @@ func (a *app) printWindowsOf(inv *catalog.Inventory) {
 		}
 		fmt.Fprintf(out, "timeline %d: from %s, with backup %s, to %s\n", w.Timeline, at(w.FromTime, w.FromLSN), w.BackupName, at(w.ToTime, w.ToLSN))
 	}
-	coverage := inv.Coverage()
 	for _, b := range inv.Backups {
 		if err := coverage.Unrestorable(b); err != nil {
 			a.log.Warn("the backup cannot be restored", "backup", b.Name, "reason", err)

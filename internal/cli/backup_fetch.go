@@ -92,11 +92,8 @@ func fetchOptions(dir, specFile, walDir string, mappings []string) (restore.Opti
 
 func (a *app) runBackupFetch(ctx context.Context, which, userData string, o restore.Options) error {
 	debug.SetGCPercent(gcPercent)
-	c, _, err := a.openCatalog(ctx, toDecrypt)
+	c, err := a.checkedCatalog(ctx, toDecrypt)
 	if err != nil {
-		return err
-	}
-	if err := c.Check(ctx); err != nil {
 		return err
 	}
 	var b catalog.Backup

@@ -34,11 +34,8 @@ func (a *app) backupList() *cobra.Command {
 				return err
 			}
 			a.setTarget(storage)
-			c, _, err := a.openCatalog(cmd.Context(), toLook)
+			c, err := a.checkedCatalog(cmd.Context(), toLook)
 			if err != nil {
-				return err
-			}
-			if err := c.Check(cmd.Context()); err != nil {
 				return err
 			}
 			backups, err := c.Backups(cmd.Context())

@@ -73,11 +73,8 @@ type examined struct {
 
 func (a *app) runBackupVerify(ctx context.Context, which string, sample int, limit time.Duration, asJSON bool) error {
 	debug.SetGCPercent(gcPercent)
-	c, _, err := a.openCatalog(ctx, toDecrypt)
+	c, err := a.checkedCatalog(ctx, toDecrypt)
 	if err != nil {
-		return err
-	}
-	if err := c.Check(ctx); err != nil {
 		return err
 	}
 	list, err := toVerify(ctx, c, which)

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/retention"
+	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
 // deletion are the options that all commands of delete have.
@@ -199,14 +199,7 @@ func (a *app) runDelete(cmd *cobra.Command, d *deletion, r retention.Request) er
 	if err := a.load(false); err != nil {
 		return err
 	}
-	c, _, err := a.openCatalog(cmd.Context(), toLook)
-	if err != nil {
-		return err
-	}
-	if err := c.Check(cmd.Context()); err != nil {
-		return err
-	}
-	inv, err := a.inventory(cmd.Context(), c)
+	c, inv, err := a.lookAtAll(cmd.Context(), toLook)
 	if err != nil {
 		return err
 	}
@@ -234,15 +227,6 @@ func (a *app) runDelete(cmd *cobra.Command, d *deletion, r retention.Request) er
 		return planJSON(a.process.Stdout, plan, !d.confirm)
 	}
 	return nil
-}
-
-// inventory looks at all that the archive holds.
-func (a *app) inventory(ctx context.Context, c *catalog.Catalog) (catalog.Inventory, error) {
-	inv, err := c.Inventory(ctx)
-	for timeline, err := range inv.Unread {
-		a.log.Warn("the history of a timeline cannot be read", "timeline", timeline, "error", err)
-	}
-	return inv, err
 }
 
 func failedDeletion(err error) error {
@@ -407,12 +391,15 @@ func shownWindows(list []retention.Windows) []shownWindow {
 	shown := []shownWindow{}
 	for _, t := range list {
 		for _, w := range t.Windows {
-			shown = append(shown, shownWindow{
-				uint32(t.Timeline), w.Backup, w.From.String(), w.FromTime.UTC(), w.To.String(), w.ToTime.UTC(), "", w.Backups,
-			})
+			shown = append(shown, shownWindowOf(t.Timeline, w, ""))
 		}
 	}
 	return shown
+}
+
+// shownWindowOf is how a window of a timeline is shown; last is the name of its last segment, where that is shown.
+func shownWindowOf(timeline wal.Timeline, w catalog.Window, last string) shownWindow {
+	return shownWindow{uint32(timeline), w.Backup, w.From.String(), w.FromTime.UTC(), w.To.String(), w.ToTime.UTC(), last, w.Backups}
 }
 
 // printJSON prints one line of JSON.

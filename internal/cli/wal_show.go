@@ -34,11 +34,10 @@ func (a *app) walShow() *cobra.Command {
 			"between them is missing. `walden archive window` tells what that means for recovery.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.archiveCatalog(cmd)
-			if err != nil {
+			if err := a.load(false); err != nil {
 				return err
 			}
-			inv, err := a.inventory(cmd.Context(), c)
+			_, inv, err := a.lookAtAll(cmd.Context(), toLook)
 			if err != nil {
 				return err
 			}

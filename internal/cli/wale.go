@@ -429,11 +429,8 @@ func (w *walE) find(ctx context.Context, a *app, query string, detail bool) ([]c
 	if query != "" && query != "LATEST" && !walEBackup.MatchString(query) {
 		return nil, inWordsOfWALE(nil, "invalid backup query submitted", fmt.Sprintf(`The submitted query operator was "%s."`, query))
 	}
-	c, _, err := a.openCatalog(ctx, toLook)
+	c, err := a.checkedCatalog(ctx, toLook)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.Check(ctx); err != nil {
 		return nil, err
 	}
 	backups, err := c.Backups(ctx)
@@ -664,14 +661,7 @@ func (w *walE) delete(a *app) *cobra.Command {
 }
 
 func (w *walE) runDelete(ctx context.Context, a *app, r retention.Request, dry bool) error {
-	c, _, err := a.openCatalog(ctx, toLook)
-	if err == nil {
-		err = c.Check(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	inv, err := a.inventory(ctx, c)
+	c, inv, err := a.lookAtAll(ctx, toLook)
 	if err != nil {
 		return err
 	}

@@ -167,6 +167,15 @@ func (v *PageVerifier) verify(page []byte) error {
 
 var zeroPage [PageSize]byte
 
+// PageIsVerified tells whether the checksum of a page is right, or the page is new and all zero (PageIsVerified in bufpage.c). block counts
+// from the start of the fork.
+func PageIsVerified(page []byte, block uint32) bool {
+	if PageIsNew(page) {
+		return bytes.Equal(page, zeroPage[:])
+	}
+	return PageChecksum(page) == Checksum(page, block)
+}
+
 type verdict int
 
 const (
@@ -176,11 +185,7 @@ const (
 )
 
 func (v *PageVerifier) judge(page []byte, block uint32) verdict {
-	if PageIsNew(page) {
-		if bytes.Equal(page, zeroPage[:]) {
-			return pageGood
-		}
-	} else if PageChecksum(page) == Checksum(page, v.first+block) {
+	if PageIsVerified(page, v.first+block) {
 		return pageGood
 	}
 	if PageLSN(page) >= v.start {

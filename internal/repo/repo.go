@@ -246,6 +246,25 @@ func (r *Repo) List(ctx context.Context, dir string) iter.Seq2[storage.Object, e
 	return r.store.List(ctx, dir)
 }
 
+// Walk visits every object below dir, which is "" or ends in a slash.
+func (r *Repo) Walk(ctx context.Context, dir string, visit func(storage.Object)) error {
+	folders := []string{dir}
+	for len(folders) > 0 {
+		dir, folders = folders[len(folders)-1], folders[:len(folders)-1]
+		for o, err := range r.List(ctx, dir) {
+			if err != nil {
+				return err
+			}
+			if o.IsDir() {
+				folders = append(folders, o.Key)
+			} else {
+				visit(o)
+			}
+		}
+	}
+	return nil
+}
+
 // Delete removes stored objects, see storage.Store.
 func (r *Repo) Delete(ctx context.Context, objects ...string) error {
 	return r.store.Delete(ctx, objects...)

@@ -495,12 +495,8 @@ func (p *planner) protect() error {
 		}
 	}
 	for _, u := range p.inv.Unfinished {
-		_, base, delta := strings.Cut(u.Name, "_D_") // the name of a delta ends with its base's segment
-		if !delta || u.Removed || p.now.Sub(u.Modified) > staleAfter {
-			continue
-		}
 		for _, b := range p.backups {
-			if p.goes[b.Name] && strings.HasPrefix(b.Name, "base_"+base) {
+			if p.goes[b.Name] && b.WALFile() == u.BaseFile() && b.WALFile() != "" && p.underWay(u) {
 				p.keep(b, u.Name+" may be under way, and is based on it", true)
 			}
 		}
@@ -533,13 +529,12 @@ func (p *planner) chooseUnfinished() {
 	for _, u := range p.inv.Unfinished {
 		l := Leftover{Unfinished: u}
 		_, position, _ := catalog.PositionOf(strings.TrimPrefix(u.Name, "base_"))
-		stale := p.now.Sub(u.Modified) > staleAfter
 		switch {
 		case p.request.Verb == Everything:
 			l.Goes, l.Reason = true, "everything goes"
 		case u.Removed:
 			l.Goes, l.Reason = true, "its removal was begun before"
-		case !stale:
+		case p.underWay(u):
 			l.Active = true
 			l.Reason = fmt.Sprintf("it may be a backup under way%s: its newest object was written at %s", writer(u), u.Modified.UTC().Format(time.RFC3339))
 		case p.request.Verb == Garbage && p.request.Leftover,
@@ -550,6 +545,11 @@ func (p *planner) chooseUnfinished() {
 		}
 		p.leftover = append(p.leftover, l)
 	}
+}
+
+// underWay tells whether somebody may be writing the backup still.
+func (p *planner) underWay(u catalog.Unfinished) bool {
+	return !u.Removed && p.now.Sub(u.Modified) <= staleAfter
 }
 
 func writer(u catalog.Unfinished) string {

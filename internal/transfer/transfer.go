@@ -300,19 +300,8 @@ func (p *passedOn) Write(b []byte) (int, error) {
 // below lists all objects below a folder ("" or ending in a slash), in ascending order.
 func below(ctx context.Context, r *repo.Repo, dir string) ([]storage.Object, error) {
 	var objects []storage.Object
-	folders := []string{dir}
-	for len(folders) > 0 {
-		dir, folders = folders[len(folders)-1], folders[:len(folders)-1]
-		for o, err := range r.List(ctx, dir) {
-			if err != nil {
-				return nil, fmt.Errorf("cannot list %q in %s: %w", dir, r, err)
-			}
-			if o.IsDir() {
-				folders = append(folders, o.Key)
-			} else {
-				objects = append(objects, o)
-			}
-		}
+	if err := r.Walk(ctx, dir, func(o storage.Object) { objects = append(objects, o) }); err != nil {
+		return nil, fmt.Errorf("cannot list %q in %s: %w", dir, r, err)
 	}
 	slices.SortFunc(objects, func(a, b storage.Object) int { return strings.Compare(a.Key, b.Key) })
 	return objects, nil

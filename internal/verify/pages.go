@@ -2,9 +2,9 @@ package verify
 
 import (
 	"archive/tar"
-	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
@@ -125,7 +125,7 @@ func (r *pageReader) WriteAt(b []byte, offset int64) (int, error) {
 	}
 	block, pages := uint32(offset/pgdata.PageSize), int64(0)
 	for ; len(b) >= pgdata.PageSize; b = b[pgdata.PageSize:] {
-		if !right(b[:pgdata.PageSize], r.relation.Segment*segmentBlocks+block) {
+		if !pgdata.PageIsVerified(b[:pgdata.PageSize], r.relation.Segment*segmentBlocks+block) {
 			r.c.suspect(suspect{r.name, r.relation, block})
 		}
 		block++
@@ -136,16 +136,6 @@ func (r *pageReader) WriteAt(b []byte, offset int64) (int, error) {
 	r.c.pages += pages
 	return n, nil
 }
-
-// right is PageIsVerified (bufpage.c). block counts from the start of the fork.
-func right(page []byte, block uint32) bool {
-	if pgdata.PageIsNew(page) {
-		return bytes.Equal(page, zeroPage[:])
-	}
-	return pgdata.PageChecksum(page) == pgdata.Checksum(page, block)
-}
-
-var zeroPage [pgdata.PageSize]byte
 
 func (c *checker) suspect(s suspect) {
 	c.mu.Lock()
@@ -190,12 +180,7 @@ func (s suspect) isRecorded(files *catalog.Files) bool {
 	if !ok || f.Corrupt == nil {
 		return false
 	}
-	for _, b := range f.Corrupt.Blocks {
-		if b == s.block {
-			return true
-		}
-	}
-	return f.Corrupt.Count > len(f.Corrupt.Blocks)
+	return slices.Contains(f.Corrupt.Blocks, s.block) || f.Corrupt.Count > len(f.Corrupt.Blocks)
 }
 
 // String names the page for messages.

@@ -103,6 +103,15 @@ type endError struct{ lsn LSN }
 
 func (e *endError) Error() string { return e.lsn.String() }
 
+// EndOfLog tells where the log ends of which an error says that it just ends ([ErrEnds]).
+func EndOfLog(err error) (LSN, bool) {
+	var end *endError
+	if errors.Is(err, ErrEnds) && errors.As(err, &end) {
+		return end.lsn, true
+	}
+	return 0, false
+}
+
 // refusedError is what the one who is told of the records found wrong, not of the log's making.
 type refusedError struct{ error }
 
