@@ -55,6 +55,10 @@ func samePages(t *testing.T, a, b string) (pages int) {
 	for _, name := range names {
 		one, other := readPages(t, inA[name]), readPages(t, inB[name])
 		for i := range max(len(one), len(other)) / blockSize {
+			if end := (i + 1) * blockSize; len(one) >= end && len(other) >= end && bytes.Equal(one[end-blockSize:end], other[end-blockSize:end]) {
+				pages++
+				continue
+			}
 			pageA, pageB := pageOf(one, i), pageOf(other, i)
 			if at := firstDifference(pageA, pageB); at >= 0 {
 				if differences++; differences < 10 {
@@ -136,6 +140,9 @@ func pageOf(file []byte, i int) []byte {
 func around(page []byte, at int) []byte { return page[max(0, at-32):min(blockSize, at+32)] }
 
 func firstDifference(a, b []byte) int {
+	if bytes.Equal(a, b) {
+		return -1
+	}
 	for i := range a {
 		if a[i] != b[i] {
 			return i

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
@@ -202,9 +201,7 @@ func (s *sweep) sweep(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial
 					t.Errorf("%s %s: there were %d calls without a fault, but the %dth did not come", kind, at, most, n)
 				}
 			case most > 0:
-				for _, n := range someOf(chance, most, j.expensive()) {
-					try(n)
-				}
+				try([]int{1, 1 + chance.IntN(most), most}[chance.IntN(3)])
 			}
 			testenv.Figure(t, "faults injected, by job", j.name, injected)
 			testenv.Figure(t, "faults injected, by kind", kind.String()+" "+string(at), injected)
@@ -213,16 +210,6 @@ func (s *sweep) sweep(t *testing.T, j sweepJob, newTrial func(*testing.T) *trial
 			}
 		}
 	}
-}
-
-// someOf chooses calls from 1 to most: the first or the last and any one, or one at all of an expensive job.
-func someOf(chance *rand.Rand, most int, expensive bool) []int {
-	list := []int{1 + chance.IntN(most)}
-	if !expensive {
-		list = append(list, []int{1, most}[chance.IntN(2)])
-	}
-	slices.Sort(list)
-	return slices.Compact(list)
 }
 
 // expensive tells whether a run takes seconds: it moves a whole cluster.

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -93,6 +92,7 @@ type diskNode struct {
 	target     string      // of a link
 	seen, safe state
 	dirty      bool // seen was changed since the last fsync
+	changes    int  // of what the file holds, in either life
 }
 
 // Settled is the text of a mark from which on all that was done before counts as durable, as if the disk had been synced.
@@ -133,12 +133,14 @@ func (p *PowerCut) apply(e DiskEvent) {
 		p.create(e)
 	case "write":
 		n.dirty = true
+		n.changes++
 		if missing := e.Off + e.Size - int64(len(n.seen.data)); missing > 0 {
 			n.seen.data = append(n.seen.data, make([]byte, missing)...)
 		}
 		copy(n.seen.data[e.Off:], p.journal.data[e.At:e.At+e.Size])
 	case "truncate":
 		n.dirty = true
+		n.changes++
 		n.seen.data = append(n.seen.data[:min(e.Size, int64(len(n.seen.data)))], make([]byte, max(0, e.Size-int64(len(n.seen.data))))...)
 	case "chmod":
 		n.dirty = true
@@ -158,6 +160,7 @@ func (p *PowerCut) apply(e DiskEvent) {
 		}
 	case "fsync":
 		if n.dirty {
+			n.changes++
 			data := n.safe.data
 			n.safe = n.seen
 			n.safe.data = append(data[:0], n.seen.data...)
@@ -216,11 +219,30 @@ func (l Loss) attributes(n *diskNode) state {
 	return n.seen
 }
 
+// file is what is left of an inode.
+func (l Loss) file(n *diskNode) LeftFile {
+	a := l.attributes(n)
+	f := LeftFile{Mode: n.kind | a.mode, UID: a.uid, GID: a.gid, Content: []byte(n.target), State: ContentState{n.id, l.of(n), n.changes}}
+	if n.kind == 0 {
+		f.Content = l.content(n)
+	}
+	return f
+}
+
 // LeftFile is what a power cut leaves under one name.
 type LeftFile struct {
 	Mode     fs.FileMode // type and permission bits
 	UID, GID uint32
 	Content  []byte // of a file; of a link its target; not to be changed, and valid until the next event only
+	// State is equal for equal content of one journal; not the other way round.
+	State ContentState
+}
+
+// ContentState names what a file holds after a cut without looking at it, so that it need not be compared again.
+type ContentState struct {
+	node    int64
+	loss    lossKind
+	changes int
 }
 
 // find follows a path; nil if it is not there after the cut.
@@ -238,6 +260,15 @@ func (p *PowerCut) find(l Loss, name string) *diskNode {
 
 // Holds tells whether a path is there after a cut.
 func (p *PowerCut) Holds(l Loss, name string) bool { return p.find(l, name) != nil }
+
+// File is what is there under a path after a cut; false for nothing.
+func (p *PowerCut) File(l Loss, name string) (LeftFile, bool) {
+	n := p.find(l, name)
+	if n == nil {
+		return LeftFile{}, false
+	}
+	return l.file(n), true
+}
 
 // Names are the entries of a directory after a cut.
 func (p *PowerCut) Names(l Loss, dir string) []string {
@@ -258,21 +289,17 @@ func (p *PowerCut) Left(l Loss, dir string) iter.Seq2[string, LeftFile] {
 }
 
 func (p *PowerCut) walk(l Loss, n *diskNode, name string, yield func(string, LeftFile) bool) bool {
-	if name != "" {
-		a := l.attributes(n)
-		f := LeftFile{Mode: n.kind | a.mode, UID: a.uid, GID: a.gid, Content: []byte(n.target)}
-		if n.kind == 0 {
-			f.Content = l.content(n)
-		}
-		if !yield(name, f) {
-			return false
-		}
+	if name != "" && !yield(name, l.file(n)) {
+		return false
 	}
 	if !n.kind.IsDir() {
 		return true
 	}
+	if name != "" {
+		name += "/"
+	}
 	for child, id := range l.entries(n) {
-		if !p.walk(l, p.nodes[id], path.Join(name, child), yield) {
+		if !p.walk(l, p.nodes[id], name+child, yield) {
 			return false
 		}
 	}
