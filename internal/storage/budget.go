@@ -32,6 +32,10 @@ func (b *Budget) Acquire(ctx context.Context, n int64) error {
 	return nil
 }
 
+// TryAcquire takes n bytes if they are free and nobody waits for memory, and tells whether it did. Whoever can do without takes
+// them like this. Give back with Release and the same n.
+func (b *Budget) TryAcquire(n int64) bool { return b.free.TryAcquire(b.clamp(n)) }
+
 // Release gives back what Acquire took with the same n.
 func (b *Budget) Release(n int64) { b.free.Release(b.clamp(n)) }
 

@@ -331,6 +331,9 @@ func (s *Store) newRetryer(credentials *renewedCredentials) aws.Retryer {
 		so.MaxAttempts = o.MaxRetries + 1
 		so.RateLimiter = ratelimit.None
 		so.Backoff = retry.BackoffDelayerFunc(func(attempt int, err error) (time.Duration, error) {
+			if overloaded(so.Throttles, err) {
+				s.window.slowDown()
+			}
 			wait, backoffErr := backoff{o.MinRetryDelay, o.MaxRetryDelay, retry.IsErrorThrottles(so.Throttles)}.
 				BackoffDelay(attempt, err)
 			if o.OnRetry != nil && backoffErr == nil {
@@ -353,6 +356,14 @@ func (s *Store) newRetryer(credentials *renewedCredentials) aws.Retryer {
 				"ConditionalRequestConflict": {}, "OperationAborted": {},
 			}})
 	})
+}
+
+// overloaded tells of a failure that less requests at a time may prevent: the service asks for it, or does not answer in time.
+func overloaded(throttles []retry.IsErrorThrottle, err error) bool {
+	var timeout interface{ Timeout() bool }
+	return retry.IsErrorThrottles(throttles).IsErrorThrottle(err).Bool() ||
+		statusCode(err) == http.StatusServiceUnavailable || statusCode(err) == http.StatusTooManyRequests ||
+		errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // rememberFailures keeps the failure of the last attempt for when the context ends while it is to be repeated: the SDK

@@ -153,6 +153,8 @@ func (f *fake) serve(kind string, w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Etag", object.etag())
 		w.Header().Set("X-Amz-Meta-Walden-Put", object.token)
+		f.mu.Unlock() // a body that nobody reads for a while holds no other request up
+		defer f.mu.Lock()
 		http.ServeContent(w, r, "", time.Unix(1e9, 0), bytes.NewReader(object.content))
 	case "Create":
 		id = fmt.Sprintf("upload-%d", len(f.counts)+len(f.requests))
@@ -449,7 +451,7 @@ func TestAStormOfSlowDownIsSatOut(t *testing.T) {
 
 func TestDelaysGrowFromTheFirstToTheLongest(t *testing.T) {
 	t.Parallel()
-	waiting := &Store{o: Options{MinRetryDelay: time.Second, MaxRetryDelay: time.Minute}}
+	waiting := &Store{o: Options{MinRetryDelay: time.Second, MaxRetryDelay: time.Minute}, window: newWindow(1)}
 	r := waiting.newRetryer(&renewedCredentials{})
 	slow := &deleteError{code: "SlowDown"}
 	for _, c := range []struct {

@@ -2,13 +2,12 @@ package s3
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"hash"
 	"hash/crc32"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,7 +22,8 @@ import (
 
 // Get implements [storage.Store]. A body that breaks is continued with a range request as long as the object is
 // the same by its ETag, until Options.ReadRetries successive continuations brought no byte. Where the service
-// names a CRC32 of the whole object, it is verified at the end.
+// names a CRC32 of the whole object, it is verified at the end. The rest of a large object whose reader waits for the
+// network is fetched in several ranges at once, see readahead.go.
 func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
 	path, err := s.path(key)
 	if err != nil {
@@ -37,19 +37,24 @@ func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
 	if s.o.Checksum == ChecksumCRC32 {
 		in.ChecksumMode = types.ChecksumModeEnabled
 	}
+	began := time.Now()
 	out, err := client.GetObject(ctx, in, withoutSDKValidation)
 	if err != nil {
 		return nil, s.fail("get", key, err)
 	}
 	s.bucketSeen.Store(true)
-	b := &body{ctx: ctx, s: s, client: client, key: key, path: path, rc: out.Body, etag: aws.ToString(out.ETag), size: -1}
+	o := &object{s: s, client: client, key: key, path: path, etag: aws.ToString(out.ETag), size: -1}
 	if out.ContentLength != nil && *out.ContentLength >= 0 {
-		b.size = *out.ContentLength
+		o.size = *out.ContentLength
+	}
+	b := &body{
+		ctx: ctx, o: o, direct: &stream{ctx: ctx, o: o, rc: out.Body, end: o.size}, began: began, waited: time.Since(began),
 	}
 	// A checksum with "-<parts>" is one of checksums of parts whose sizes are not known here.
 	if sum := aws.ToString(out.ChecksumCRC32); sum != "" && !strings.Contains(sum, "-") {
 		b.want, b.crc = sum, crc32.NewIEEE()
 	}
+	s.reading.begin()
 	return b, nil
 }
 
@@ -68,133 +73,122 @@ func withoutSDKValidation(o *s3.Options) {
 	})
 }
 
-// body is the content of an object, over as many requests as it takes.
-type body struct {
-	ctx    context.Context // of Get: a reader has no context of its own
+// object is what is read.
+type object struct {
 	s      *Store
 	client *s3.Client
 	key    string
 	path   *string
-	rc     io.ReadCloser
 	etag   string
 	size   int64 // -1: not told
-	off    int64
-
-	crc  hash.Hash32 // nil: no checksum to verify
-	want string
-
-	broken  error // why rc is of no use any more
-	futile  int   // continuations since the last byte
-	outcome error // final: io.EOF or the failure
 }
 
-// Read implements io.Reader.
-func (b *body) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	for b.outcome == nil {
-		if b.broken != nil {
-			if err := b.resume(); err != nil {
-				b.outcome = b.s.fail("read", b.key, err)
-				break
+// stream is a stretch of an object on its way here, over as many requests as it takes.
+type stream struct {
+	ctx context.Context // of Get: a reader has no context of its own
+	o   *object
+	rc  io.ReadCloser
+	off int64 // of the next byte
+	end int64 // -1: not told
+
+	broken error // why rc is of no use any more
+	futile int   // continuations since the last byte
+}
+
+// read returns at least one byte or an error, which is io.EOF at the end of the stretch.
+func (t *stream) read(p []byte) (int, error) {
+	for {
+		if t.broken != nil {
+			if err := t.resume(); err != nil {
+				return 0, err
 			}
 		}
-		n, err := b.rc.Read(p)
-		b.off += int64(n)
+		n, err := t.rc.Read(p)
+		t.off += int64(n)
 		if n > 0 {
-			b.futile = 0
-			if b.crc != nil {
-				_, _ = b.crc.Write(p[:n])
-			}
+			t.futile = 0
 		}
 		switch {
-		case b.size >= 0 && b.off > b.size:
-			b.outcome = b.s.fail("read", b.key, fmt.Errorf("more than the object's %d bytes arrived", b.size))
-		case b.off == b.size && (err != nil || n == 0), err == io.EOF && b.size < 0:
-			b.outcome = b.end()
+		case t.end >= 0 && t.off > t.end:
+			return n, fmt.Errorf("more than the %d bytes arrived that the service had told of", t.end)
+		case t.off == t.end && (err != nil || n == 0), err == io.EOF && t.end < 0:
+			return n, io.EOF
 		case err == io.EOF:
-			b.broken = io.ErrUnexpectedEOF
+			t.broken = io.ErrUnexpectedEOF
 		case err != nil:
-			b.broken = err
+			t.broken = err
 		}
 		if n > 0 {
 			return n, nil
 		}
 	}
-	return 0, b.outcome
 }
 
-// end verifies what was read.
-func (b *body) end() error {
-	if b.crc == nil {
-		return io.EOF
-	}
-	if got := base64.StdEncoding.EncodeToString(b.crc.Sum(nil)); got != b.want {
-		return b.s.fail("read", b.key, fmt.Errorf("content is damaged: CRC32 is %s, stored with %s", got, b.want))
-	}
-	return io.EOF
+// lost says where the stream broke off.
+func (t *stream) lost(why error) error {
+	return t.o.s.explain(why).During(fmt.Sprintf("broken off after %d of %d bytes", t.off, t.o.size))
 }
 
-// resume opens the rest of the object after the connection broke.
-func (b *body) resume() error {
-	lost := func(why error) error {
-		return b.s.explain(why).During(fmt.Sprintf("broken off after %d of %d bytes", b.off, b.size))
+// resume opens the rest of the stretch after the connection broke.
+func (t *stream) resume() error {
+	if t.ctx.Err() != nil {
+		return t.ctx.Err()
 	}
-	if b.ctx.Err() != nil {
-		return b.ctx.Err()
+	s := t.o.s
+	if t.o.etag == "" || t.futile >= s.o.ReadRetries {
+		return t.lost(t.broken)
 	}
-	if b.etag == "" || b.futile >= b.s.o.ReadRetries {
-		return lost(b.broken)
-	}
-	delay, err := backoff{b.s.o.MinRetryDelay, b.s.o.MaxRetryDelay, retry.IsErrorThrottles(nil)}.
-		BackoffDelay(b.futile, b.broken)
+	delay, err := backoff{s.o.MinRetryDelay, s.o.MaxRetryDelay, retry.IsErrorThrottles(nil)}.BackoffDelay(t.futile, t.broken)
 	if err != nil {
-		return lost(err)
+		return t.lost(err)
 	}
-	b.futile++
+	t.futile++
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-b.ctx.Done():
-		return b.ctx.Err()
+	case <-t.ctx.Done():
+		return t.ctx.Err()
 	}
-	_ = b.rc.Close() // it broke; there is nothing to learn from closing it
-	in := b.s.getInput(b.path)
-	in.Range, in.IfMatch = aws.String(fmt.Sprintf("bytes=%d-", b.off)), &b.etag
-	out, err := b.client.GetObject(b.ctx, in, withoutSDKValidation)
+	_ = t.rc.Close() // it broke; there is nothing to learn from closing it
+	t.rc = nopBody{}
+	return t.open()
+}
+
+// open asks for what is left of the stretch, if the object is still the same. It was there once: that it is missing now is no
+// answer to whether it exists, but the end of a reader that has seen some of it.
+func (t *stream) open() error {
+	in := t.o.s.getInput(t.o.path)
+	in.Range, in.IfMatch = aws.String(fmt.Sprintf("bytes=%d-", t.off)), &t.o.etag
+	if t.end >= 0 && t.end < t.o.size {
+		*in.Range += strconv.FormatInt(t.end-1, 10)
+	}
+	out, err := t.o.client.GetObject(t.ctx, in, withoutSDKValidation)
 	switch {
-	case err != nil && preconditionFailed(err):
-		b.rc = nopBody{}
-		return errors.New("the object was replaced while it was read")
+	case preconditionFailed(err):
+		return errReplaced
+	case isMissing(err):
+		return &storage.Cause{Text: "the object was deleted while it was read", Err: err}
 	case err != nil:
-		b.rc = nopBody{}
-		return lost(err)
+		return t.lost(err)
 	}
-	b.rc, b.broken = out.Body, nil
-	if got := aws.ToString(out.ContentRange); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", b.off)) {
-		return lost(fmt.Errorf("asked for bytes from %d on, the service answered with %q", b.off, got))
+	t.rc, t.broken = out.Body, nil
+	if got := aws.ToString(out.ContentRange); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", t.off)) {
+		return t.lost(fmt.Errorf("asked for bytes from %d on, the service answered with %q", t.off, got))
+	}
+	if got := aws.ToString(out.ETag); got != "" && got != t.o.etag { // the service does not know If-Match
+		return errReplaced
 	}
 	return nil
 }
+
+var errReplaced = errors.New("the object was replaced while it was read")
 
 // nopBody stands for a body that could not be opened.
 type nopBody struct{ io.ReadCloser }
 
 // Close does nothing.
 func (nopBody) Close() error { return nil }
-
-// Close implements io.Closer. It may be called at any time.
-func (b *body) Close() error {
-	if b.outcome == nil || b.outcome == io.EOF {
-		b.outcome = errors.New("read after close")
-	}
-	if err := b.rc.Close(); err != nil && b.broken == nil {
-		return b.s.fail("read", b.key, err)
-	}
-	return nil
-}
 
 // Stat implements [storage.Store].
 func (s *Store) Stat(ctx context.Context, key string) (storage.Object, error) {

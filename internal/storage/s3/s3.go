@@ -9,7 +9,9 @@
 //     anything fails, so that no invisible parts are left behind and paid for;
 //   - every buffer comes out of the budget given in [Options]; parts are kept until they are acknowledged and are
 //     sent again from memory when the service or the network fails;
-//   - a download that breaks is continued where it broke, and only if the object is still the same;
+//   - a download that breaks is continued where it broke, and only if the object is still the same; so are the ranges of
+//     a large object that are fetched at the same time;
+//   - how many parts of an upload are in flight follows what the network and the service take;
 //   - [Open] does no network traffic, and with static credentials nothing ever asks the instance metadata service.
 package s3
 
@@ -100,8 +102,12 @@ type Options struct {
 	// there the size doubles every 500 parts up to S3's 5 GiB, which would suffice for 5 TiB in less than the
 	// 10,000 parts allowed. No part is larger than the whole Budget, though, or than 5 MiB if that is more.
 	PartSize    int64
-	Concurrency int             // parts in flight per upload, at most (16)
-	Budget      *storage.Budget // memory of all part buffers of all uploads; nil: unlimited
+	Concurrency int             // parts in flight per upload, at most (16); how many there are follows the network, see window
+	Budget      *storage.Budget // memory of all part buffers of all uploads, and of what is read ahead; nil: unlimited
+
+	// DownloadConcurrency bounds the requests for contents of objects that are in flight (10): while less objects than that are
+	// being read, large ones are read ahead in ranges of 8 MiB, as far as the budget has memory to spare.
+	DownloadConcurrency int
 
 	MaxRetries    int           // of each request; negative: none (15)
 	MinRetryDelay time.Duration // first delay after "slow down"; other failures start at a tenth (500 ms)
@@ -136,6 +142,7 @@ const (
 	minPartSize          = 5 << 20 // of all parts but the last, by S3
 	maxPartSize          = 5 << 30
 	defaultConcurrency   = 16
+	defaultDownloads     = 10
 	defaultMaxRetries    = 15
 	defaultMinRetryDelay = 500 * time.Millisecond
 	defaultMaxRetryDelay = 5 * time.Minute
@@ -213,13 +220,14 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("part size of %d bytes is not between 5 MiB and 5 GiB", o.PartSize)
 	}
 	o.Concurrency = cmp.Or(o.Concurrency, defaultConcurrency)
+	o.DownloadConcurrency = cmp.Or(o.DownloadConcurrency, defaultDownloads)
 	o.MaxRetries = max(0, cmp.Or(o.MaxRetries, defaultMaxRetries))
 	o.ReadRetries = max(0, cmp.Or(o.ReadRetries, defaultReadRetries))
 	o.MinRetryDelay = cmp.Or(o.MinRetryDelay, defaultMinRetryDelay)
 	o.MaxRetryDelay = max(o.MinRetryDelay, cmp.Or(o.MaxRetryDelay, defaultMaxRetryDelay))
 	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStallTimeout)
 	o.DeleteBatchSize = cmp.Or(o.DeleteBatchSize, maxDeleteBatch)
-	if o.Concurrency < 1 || o.DeleteBatchSize < 1 || o.DeleteBatchSize > maxDeleteBatch {
+	if o.Concurrency < 1 || o.DownloadConcurrency < 1 || o.DeleteBatchSize < 1 || o.DeleteBatchSize > maxDeleteBatch {
 		return o, errors.New("concurrency must be positive and the delete batch size between 1 and 1000")
 	}
 	return o, nil
@@ -250,8 +258,10 @@ type Store struct {
 	regionMu sync.Mutex
 	sdk      *s3.Client // without a region until region() found it
 
-	sse    sseHeaders
-	chunks sync.Pool // of *chunk
+	sse     sseHeaders
+	chunks  sync.Pool // of *chunk
+	reading reading
+	window  *window // of the parts of uploads
 
 	conditions atomic.Int32 // conditions
 	deletion   atomic.Int32 // deletion
@@ -276,7 +286,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", name, err)
 	}
-	s := &Store{o: o}
+	s := &Store{o: o, reading: reading{patient: true, size: rangeSize}, window: newWindow(o.Concurrency)}
 	s.chunks.New = func() any { return new(chunk) }
 	if o.SSECustomerKey != "" {
 		s.sse = sseHeaders{

@@ -302,22 +302,22 @@ func (u *upload) create(ctx context.Context) (id *string, err error) {
 	return out.UploadId, nil
 }
 
-// sendParts reads and sends until the source ends. Reading takes place here, sending in up to Concurrency
-// goroutines, all of which have ended when it returns.
+// sendParts reads and sends until the source ends. Reading takes place here, sending in as many goroutines as the
+// window allows, all of which have ended when it returns.
 func (u *upload) sendParts(ctx context.Context, id *string, src *source, next *part) ([]types.CompletedPart, error) {
 	g, ctx := errgroup.WithContext(ctx)
-	slots := make(chan struct{}, u.s.o.Concurrency)
+	slots := u.s.window.open()
+	defer slots.close()
 	var mu sync.Mutex
 	var done []types.CompletedPart
 	read := func() error {
 		for number := 1; ; number++ {
-			select {
-			case slots <- struct{}{}: // before the part is read, so that no buffer waits for a slot
-			case <-ctx.Done():
+			// Before the part is read, so that no buffer waits for a slot.
+			if err := slots.acquire(ctx); err != nil {
 				if next != nil {
 					next.release()
 				}
-				return ctx.Err()
+				return err
 			}
 			if number > maxParts {
 				return &storage.Cause{Text: fmt.Sprintf("object is larger than %d parts", maxParts), Permanent: true,
@@ -335,9 +335,9 @@ func (u *upload) sendParts(ctx context.Context, id *string, src *source, next *p
 			done = append(done, types.CompletedPart{})
 			mu.Unlock()
 			g.Go(func() error {
-				defer func() { <-slots }()
 				defer p.release()
 				completed, err := u.sendPart(ctx, id, int32(number), p)
+				slots.release(p.size, err == nil)
 				if err != nil {
 					return u.s.explain(err).During(fmt.Sprintf("part %d", number))
 				}
