@@ -36,11 +36,11 @@ var boundaries = []boundary{
 	},
 
 	{
-		"internal/backup", []string{"internal/hint", "internal/catalog", "internal/changes", "internal/pgdata", "internal/postgres", "internal/wal", "pkg/increment"},
+		"internal/backup", []string{"internal/hint", "internal/catalog", "internal/changes", "internal/pace", "internal/pgdata", "internal/postgres", "internal/wal", "pkg/increment"},
 		"jobs see meaning, never keys, codecs or storages, and know nothing of each other",
 	},
 	{
-		"internal/restore", []string{"internal/hint", "internal/catalog", "internal/pgdata", "internal/wal", "pkg/increment"},
+		"internal/restore", []string{"internal/hint", "internal/catalog", "internal/pace", "internal/pgdata", "internal/wal", "pkg/increment"},
 		"a restore needs no running server, and jobs never see keys, codecs or storages",
 	},
 	{
@@ -71,7 +71,7 @@ var boundaries = []boundary{
 
 	{"internal/storage/storagetest", []string{"internal/storage"}, "the suite asks what the contract says, of any backend"},
 	{"internal/storage/*", []string{"internal/storage"}, "a backend knows nothing of PostgreSQL, of names or of other backends"},
-	{"internal/storage", nil, "the contract stands below everything that uses it"},
+	{"internal/storage", []string{"internal/pace"}, "the contract stands below everything that uses it"},
 	{"internal/codec", nil, "streams in, streams out"},
 	{"internal/crypt", []string{"internal/hint", "pkg/secretstream"}, "streams in, streams out; a key that cannot be used needs advice"},
 	{"internal/crypt/*", []string{"internal/crypt", "internal/hint"}, "a key service knows keys, not streams"},
@@ -79,6 +79,7 @@ var boundaries = []boundary{
 	{"internal/changes", []string{"internal/wal", "pkg/increment"}, "which blocks changed: pure, filled by jobs from what they read"},
 	{"internal/postgres", []string{"internal/wal"}, "the running server; positions and names come from wal"},
 	{"internal/pgdata", []string{"internal/wal"}, "the cluster at rest; positions and names come from wal"},
+	{"internal/pace", nil, "bytes per second, whatever they are"},
 	{"internal/hint", nil, "advice travels with errors of every level"},
 	{"internal/wal", nil, "pure grammar of positions and names: no I/O, no state"},
 

@@ -69,9 +69,16 @@ type process struct {
 // start runs a command in the background.
 func (s *site) start(p *testenv.Postgres, args ...string) *process {
 	s.t.Helper()
+	return s.startWith(p, func(*exec.Cmd) {}, args...)
+}
+
+// startWith is start with something to prepare.
+func (s *site) startWith(p *testenv.Postgres, prepare func(*exec.Cmd), args ...string) *process {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	r := &process{site: s, cmd: s.command(ctx, p, args...), ended: make(chan struct{})}
 	r.cmd.Stdout, r.cmd.Stderr = &r.stdout, &r.stderr
+	prepare(r.cmd)
 	if err := r.cmd.Start(); err != nil {
 		cancel()
 		s.t.Fatal(err)

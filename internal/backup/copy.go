@@ -162,7 +162,7 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 			return context.Cause(ctx)
 		}
 		b := w.buf[:min(left, readSize)]
-		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(b)); err != nil {
+		if err := w.job.awaitTurn(ctx, len(b)); err != nil {
 			return err
 		}
 		if err := readOrZeros(file, b, size-left); err != nil {
@@ -189,6 +189,14 @@ func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, n
 		w.job.record(i, r)
 	}
 	return nil
+}
+
+// awaitTurn waits until n bytes of the data directory may be read.
+func (j *job) awaitTurn(ctx context.Context, n int) error {
+	if err := j.options.Disk.Wait(ctx, n); err != nil || j.brake == nil {
+		return err
+	}
+	return j.brake.wait(ctx, n)
 }
 
 // count tells progress of bytes that were copied.

@@ -165,7 +165,7 @@ func (w *copier) scan(ctx context.Context, file *os.File, name string, rel pgdat
 			return nil, false, context.Cause(ctx)
 		}
 		b := w.buf[:min(size-at, readSize)]
-		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(b)); err != nil {
+		if err := w.job.awaitTurn(ctx, len(b)); err != nil {
 			return nil, false, err
 		}
 		if err := readOrZeros(file, b, at); err != nil {
@@ -305,7 +305,7 @@ func (w *copier) writeIncrement(ctx context.Context, tw *tar.Writer, h *tar.Head
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := pgdata.Throttle(ctx, w.job.options.Disk, len(pages)); err != nil {
+		if err := w.job.awaitTurn(ctx, len(pages)); err != nil {
 			return err
 		}
 		if err := readOrZeros(file, pages, int64(first)*pgdata.PageSize); err != nil {

@@ -26,6 +26,8 @@ type job struct {
 	parts     []part
 	total     int64
 
+	brake *brake // nil: nothing slows the backup down
+
 	mu    sync.Mutex
 	pages map[int]pgdata.PageReport // pages to judge when the stop LSN is known, by position in contents.Files
 }

@@ -13,9 +13,8 @@ import (
 	"log/slog"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/pace"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/postgres"
 	"gitlab.com/walden-pg/walden/internal/wal"
@@ -27,6 +26,8 @@ type Deps struct {
 	Server   *postgres.Server
 	Log      *slog.Logger
 	Progress Progress
+	// OpenSession opens another session with the server, for Options.SlowDown.
+	OpenSession func(context.Context) (*postgres.Server, error)
 }
 
 // Progress is told how the copy advances. Its methods may be called by many goroutines at once.
@@ -45,9 +46,10 @@ type Options struct {
 	UserData        json.RawMessage // JSON stored with the backup, nil for none
 	Verify          bool            // check page checksums; the cluster must have them
 	StoreAllCorrupt bool            // name all corrupt blocks of a file in its metadata, not just the first ten
-	Disk            *rate.Limiter   // limits reading, nil for no limit
-	ArchiveWait     time.Duration   // how long to wait for WAL without progress
-	NoRelations     bool            // leave out the names of databases and tables
+	Disk            *pace.Limiter   // limits reading, nil for no limit
+	SlowDown        SlowDown
+	ArchiveWait     time.Duration // how long to wait for WAL without progress
+	NoRelations     bool          // leave out the names of databases and tables
 	Hostname        string
 	Version         string // of this program
 	Delta           DeltaOptions
@@ -130,7 +132,10 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	if err != nil {
 		return out, err
 	}
-	if err := job.copyParts(ctx, draft, mode.Start().LSN, d.Progress); err != nil {
+	letGo := job.brakeWhile(ctx, d, o)
+	err = job.copyParts(ctx, draft, mode.Start().LSN, d.Progress)
+	letGo()
+	if err != nil {
 		return out, err
 	}
 	if job.contents.Control, err = job.copyControl(ctx, draft); err != nil {

@@ -133,12 +133,15 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
 	}
 	o.PartSize = a.config.Backup.PartSize
-	o.Disk = a.diskLimiter()
+	o.Disk = a.limiters().disk
+	o.SlowDown = backup.SlowDown{ArchiveBacklog: a.config.Backup.ArchiveBacklog, ReplicationLag: a.config.Backup.ReplicationLag}
 	o.ArchiveWait = a.config.Backup.ArchiveWaitTimeout
 	o.Hostname, o.Version = hostname(), a.process.Version
 	o.Compression, o.Encryption = method.Name(), a.cipher.Name()
 
-	out, err := backup.Push(ctx, backup.Deps{Catalog: c, Server: server, Log: a.log, Progress: a.progress("backup-push")}, o)
+	release := a.followRates(ctx, a)
+	out, err := backup.Push(ctx, backup.Deps{Catalog: c, Server: server, Log: a.log, Progress: a.progress("backup-push"), OpenSession: a.session}, o)
+	release()
 	if err == nil {
 		a.tidy(ctx)
 	}

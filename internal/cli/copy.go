@@ -44,7 +44,9 @@ func (a *app) copy() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			release := a.followRates(cmd.Context(), source, target)
 			report, err := transfer.Copy(cmd.Context(), d, o)
+			release()
 			if err != nil {
 				return err
 			}
@@ -112,7 +114,11 @@ func (a *app) with(c config.Config) *app {
 	for _, w := range c.Warnings() {
 		a.log.Warn(w, "file", c.File)
 	}
-	return &app{process: a.process, as: a.as, screen: a.screen, log: a.log, seams: a.seams, config: c}
+	end := &app{process: a.process, as: a.as, screen: a.screen, log: a.log, seams: a.seams, turbo: a.turbo, config: c}
+	if c.File != "" {
+		end.reload = func() (config.Config, error) { return config.Load(config.Input{File: c.File}) }
+	}
+	return end
 }
 
 // samePlace tells whether two configurations name the same archive.

@@ -41,9 +41,11 @@ type Process struct {
 // Main runs one command and returns the exit code.
 func Main(p Process) int {
 	keepToItself()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
-	return (&app{process: p}).run(ctx)
+	ctx, hangups, release := watchHangups(ctx)
+	defer release()
+	return (&app{process: p, hangups: hangups}).run(ctx)
 }
 
 func (a *app) run(ctx context.Context) int {
@@ -77,6 +79,9 @@ type app struct {
 	seams        seams
 
 	config  config.Config
+	reload  func() (config.Config, error) // reads the settings once more
+	rates   rates
+	hangups *hangups // nil: none come
 	log     *slog.Logger
 	closers []func() error
 	cipher  crypt.Cipher // of the open archive
@@ -158,7 +163,10 @@ func (a *app) load(quiet bool) error {
 		home = u.HomeDir
 	}
 	var err error
-	a.config, err = config.Load(config.Input{Flags: a.flags, Environ: a.process.Environ, File: a.file, Home: home})
+	a.reload = func() (config.Config, error) {
+		return config.Load(config.Input{Flags: a.flags, Environ: a.process.Environ, File: a.file, Home: home})
+	}
+	a.config, err = a.reload()
 	a.screen.hide(newMask(a.config.Secrets()))
 	if err != nil {
 		return fmt.Errorf("cannot use the settings: %w", err)

@@ -98,9 +98,7 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 		return nil, err
 	}
 	s = storage.WithStallLimit(wrapped(a.seams.backend, s), a.config.Limits.StallTimeout)
-	if limit := a.config.Limits.NetworkRate; limit > 0 {
-		s = storage.WithRateLimit(s, storage.NewLimiter(limit))
-	}
+	s = storage.WithRateLimit(s, a.limiters().network)
 	s = storage.WithRetry(s, storage.RetryOptions{
 		Total:   max(retryTotal, 2*a.config.Limits.StallTimeout), // so that what hung once is tried again
 		OnRetry: a.storageFailed,
@@ -183,7 +181,8 @@ func (a *app) s3Options() s3.Options {
 		SharedCredentialsFile: c.SharedCredentialsFile, ConfigFile: c.SharedConfigFile, CACertFile: cmp.Or(c.CACertFile, c.CABundle),
 		StorageClass: c.StorageClass, SSE: c.SSE, SSEKMSKeyID: c.SSEKMSKeyID, SSECustomerKey: storage.Secret(c.SSECustomerKey.Reveal()),
 		PartSize: c.PartSize, Concurrency: a.config.Limits.UploadConcurrency, Budget: storage.NewBudget(a.config.Limits.Memory),
-		MaxRetries: cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
+		DownloadConcurrency: a.config.Limits.DownloadConcurrency,
+		MaxRetries:          cmp.Or(c.MaxRetries, none), MinRetryDelay: c.MinRetryDelay, MaxRetryDelay: c.MaxRetryDelay, ReadRetries: cmp.Or(c.RangeMaxRetries, none),
 		StallTimeout: a.config.Limits.StallTimeout, UseListV1: c.ListObjectsV1, DeleteBatchSize: c.DeleteBatchSize,
 		Checksum: c.Checksum, DisableContinue: c.Disable100Continue, AdditionalHeaders: headers, LogRequests: requests, OnRetry: a.storageFailed,
 	}
@@ -207,16 +206,21 @@ func (a *app) gcsOptions() gcs.Options {
 
 // connect opens the session with the server that is to be backed up.
 func (a *app) connect(ctx context.Context) (*postgres.Server, error) {
-	c := a.config.Postgres
-	s, err := postgres.Connect(ctx, postgres.Options{
-		Host: c.Host, Port: c.Port, User: c.User, Password: c.Password.Reveal(), PassFile: c.PassFile, Database: c.Database,
-		SSLMode: c.SSLMode, SSLCert: c.SSLCert, SSLKey: c.SSLKey, SSLRootCert: c.SSLRootCert, AppName: c.AppName,
-		StopTimeout: c.StopBackupTimeout, AliveInterval: c.AliveCheckInterval, AllowBeta: c.AllowUnknown, Log: a.log,
-	})
+	s, err := a.session(ctx)
 	if err == nil {
 		a.closers = append(a.closers, func() error { s.Close(); return nil })
 	}
 	return s, err
+}
+
+// session opens a session with that server, which the caller closes.
+func (a *app) session(ctx context.Context) (*postgres.Server, error) {
+	c := a.config.Postgres
+	return postgres.Connect(ctx, postgres.Options{
+		Host: c.Host, Port: c.Port, User: c.User, Password: c.Password.Reveal(), PassFile: c.PassFile, Database: c.Database,
+		SSLMode: c.SSLMode, SSLCert: c.SSLCert, SSLKey: c.SSLKey, SSLRootCert: c.SSLRootCert, AppName: c.AppName,
+		StopTimeout: c.StopBackupTimeout, AliveInterval: c.AliveCheckInterval, AllowBeta: c.AllowUnknown, Log: a.log,
+	})
 }
 
 // gcPercent is how much garbage the commands for backups let grow before it is collected, in per cent of what is in use.

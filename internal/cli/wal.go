@@ -5,11 +5,9 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/time/rate"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
 	"gitlab.com/walden-pg/walden/internal/hint"
-	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
 // maxBlocksAtOnce bounds how many processors wal-push takes to compress a segment, which has four blocks by default.
@@ -106,12 +104,4 @@ func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {
 	}
 	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
 		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore})
-}
-
-// diskLimiter limits reading and writing the data directory; nil for no limit.
-func (a *app) diskLimiter() *rate.Limiter {
-	if a.config.Limits.DiskRate == 0 {
-		return nil
-	}
-	return storage.NewLimiter(a.config.Limits.DiskRate)
 }

@@ -256,6 +256,9 @@ func (w *walE) backupPush(a *app) *cobra.Command {
 			if err := atLeastOne(cmd, "pool-size", pool); err != nil {
 				return err
 			}
+			if rate > 0 {
+				a.flags["WALG_DISK_RATE_LIMIT"] = strconv.Itoa(rate)
+			}
 			if err := w.load(a, cmd); err != nil {
 				return err
 			}
@@ -265,9 +268,6 @@ func (w *walE) backupPush(a *app) *cobra.Command {
 			}
 			if cmd.Flags().Changed("pool-size") {
 				a.config.Backup.DiskConcurrency = pool
-			}
-			if rate > 0 {
-				a.config.Limits.DiskRate = int64(rate)
 			}
 			return a.runBackupPush(cmd.Context(), backup.Options{DataDir: args[0], Verify: a.config.Backup.VerifyPages, NoRelations: a.config.Backup.NoRelations}, false)
 		},

@@ -200,6 +200,10 @@ type Backup struct {
 	NoRelations        bool   // leave out the names of databases and tables
 	ArchiveWaitTimeout time.Duration
 
+	// From where on the backup reads more slowly; 0 = it never does.
+	ArchiveBacklog int   // segments that wait to be archived
+	ReplicationLag int64 // bytes that a standby is behind
+
 	DeltaMaxSteps     int    // longest chain of deltas; 0 = full backups only
 	DeltaOrigin       string // "LATEST", "LATEST_FULL"
 	DeltaFromName     string

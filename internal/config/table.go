@@ -491,6 +491,13 @@ func backup() []Definition {
 			Help: "How long backup-push waits for the WAL that makes the backup consistent to arrive in the archive, counted " +
 				"since a segment last arrived.",
 			field: func(c *Config) any { return &c.Backup.ArchiveWaitTimeout }},
+		{Name: "WALDEN_BACKUP_ARCHIVE_BACKLOG", Type: Integer, Default: "0", bounds: atLeast(0), Since: firstRelease,
+			Help: "While more segments than this wait to be archived, backup-push reads more and more slowly, down to 4 MiB per second; " +
+				"0 never slows it down.",
+			field: func(c *Config) any { return &c.Backup.ArchiveBacklog }},
+		{Name: "WALDEN_BACKUP_REPLICATION_LAG", Type: Size, Default: "0", bounds: atLeast(0), Since: firstRelease,
+			Help:  "The same while a connected standby is further behind than this; 0 never slows it down. The role needs `pg_monitor`.",
+			field: func(c *Config) any { return &c.Backup.ReplicationLag }},
 		{Name: "WALG_UPLOAD_QUEUE", Type: Integer, Default: "2",
 			Help: "Finished parts that wait for their upload.", Effect: "parts are uploaded while they are made, none waits"},
 		{Name: "WALG_WITHOUT_FILES_METADATA", Type: Boolean, Default: "false",
@@ -592,6 +599,9 @@ func wal() []Definition {
 	})
 }
 
+// whileRunning is said of settings that are not only read at the beginning.
+const whileRunning = "A change in the configuration file takes effect in a running backup-push, backup-fetch or copy, too."
+
 func limits() []Definition {
 	const mebibyte = 1 << 20
 	return inGroup(groupLimits, []Definition{
@@ -603,16 +613,18 @@ func limits() []Definition {
 			field: func(c *Config) any { return &c.Limits.StallTimeout }},
 		{Name: "WALG_UPLOAD_CONCURRENCY", Aliases: []string{"UPLOAD_CONCURRENCY", "WALE_UPLOAD_CONCURRENCY"},
 			Type: Integer, Default: "16", bounds: concurrency(),
-			Help:  "Uploads at the same time.",
+			Help: "Uploads at the same time, and on S3 parts in flight of each at most; how many there are follows what the network " +
+				"and the service take.",
 			field: func(c *Config) any { return &c.Limits.UploadConcurrency }},
 		{Name: "WALG_DOWNLOAD_CONCURRENCY", Type: Integer, Default: "10", bounds: concurrency(),
-			Help:  "Downloads at the same time.",
+			Help: "Downloads at the same time. On S3 those that nobody needs for another object fetch ranges of large ones ahead, " +
+				"as far as `WALDEN_MEMORY_LIMIT` allows.",
 			field: func(c *Config) any { return &c.Limits.DownloadConcurrency }},
 		{Name: "WALG_DISK_RATE_LIMIT", Type: Size, bounds: atLeast(0),
-			Help:  "Bytes per second that backup-push reads from disk; 0 for no limit.",
+			Help:  "Bytes per second that backup-push reads from disk and backup-fetch writes to it; 0 for no limit. " + whileRunning,
 			field: func(c *Config) any { return &c.Limits.DiskRate }},
 		{Name: "WALG_NETWORK_RATE_LIMIT", Type: Size, bounds: atLeast(0),
-			Help:  "Bytes per second that are exchanged with the storage; 0 for no limit.",
+			Help:  "Bytes per second that are exchanged with the storage; 0 for no limit. " + whileRunning,
 			field: func(c *Config) any { return &c.Limits.NetworkRate }},
 		{Name: "GOMAXPROCS", Type: Integer, runtime: true,
 			Help:   "Processors that walden may use.",

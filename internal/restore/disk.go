@@ -21,9 +21,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
-	"gitlab.com/walden-pg/walden/internal/pgdata"
+	"gitlab.com/walden-pg/walden/internal/pace"
 )
 
 // Modes of what a restore creates before it knows better, and of what no entry describes.
@@ -46,7 +45,7 @@ const (
 type disk struct {
 	ctx     context.Context // of the restore: the sink lives no longer
 	log     *slog.Logger
-	limit   *rate.Limiter
+	limit   *pace.Limiter
 	root    *os.Root
 	mounts  map[string]*os.Root // directories that live elsewhere: "pg_tblspc/16384", "pg_wal"
 	chown   bool                // running as root: entries get their recorded owners
@@ -260,7 +259,7 @@ type pageWriter struct {
 }
 
 func (w pageWriter) WriteAt(b []byte, offset int64) (int, error) {
-	if err := pgdata.Throttle(w.d.ctx, w.d.limit, len(b)); err != nil {
+	if err := w.d.limit.Wait(w.d.ctx, len(b)); err != nil {
 		return 0, &SinkError{err}
 	}
 	n, err := w.f.WriteAt(b, offset)
@@ -341,7 +340,7 @@ func fillBuffer(r io.Reader, buf []byte) (n int, err error) {
 }
 
 func (d *disk) write(f *os.File, b []byte) error {
-	if err := pgdata.Throttle(d.ctx, d.limit, len(b)); err != nil {
+	if err := d.limit.Wait(d.ctx, len(b)); err != nil {
 		return err
 	}
 	if _, err := f.Write(b); err != nil {

@@ -21,10 +21,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/pace"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 )
 
@@ -49,7 +48,7 @@ type Options struct {
 	Mappings []Mapping               // the same, one by one; they win over Spec
 	WALDir   string                  // where pg_wal is to live, "" for inside Dir
 	Workers  int                     // parts read at once, at least 1
-	Disk     *rate.Limiter           // limits writing, nil for no limit
+	Disk     *pace.Limiter           // limits writing, nil for no limit
 }
 
 // Report tells what was restored.

@@ -12,8 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/time/rate"
-
+	"gitlab.com/walden-pg/walden/internal/pace"
 	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/storagetest"
 )
@@ -24,9 +23,9 @@ func TestStoresAroundAStoreKeepThePromises(t *testing.T) {
 		"retry":  func(s storage.Store) storage.Store { return storage.WithRetry(s, storage.RetryOptions{}) },
 		"stall":  func(s storage.Store) storage.Store { return storage.WithStallLimit(s, time.Minute) },
 		"prefix": func(s storage.Store) storage.Store { return storage.WithPrefix(s, "some/folder") },
-		"rate":   func(s storage.Store) storage.Store { return storage.WithRateLimit(s, storage.NewLimiter(1<<40)) },
+		"rate":   func(s storage.Store) storage.Store { return storage.WithRateLimit(s, pace.New(1<<40)) },
 		"all": func(s storage.Store) storage.Store {
-			s = storage.WithRateLimit(storage.WithStallLimit(s, time.Minute), storage.NewLimiter(1<<40))
+			s = storage.WithRateLimit(storage.WithStallLimit(s, time.Minute), pace.New(1<<40))
 			return storage.WithRetry(s, storage.RetryOptions{})
 		},
 	} {
@@ -343,7 +342,7 @@ func TestRateLimitHoldsOverAllStreams(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const perSecond, size = 100_000, 500_000
-		s := storage.WithRateLimit(storagetest.NewMemory(), storage.NewLimiter(perSecond))
+		s := storage.WithRateLimit(storagetest.NewMemory(), pace.New(perSecond))
 		start := time.Now()
 		if err := s.Put(t.Context(), "key", strings.NewReader(strings.Repeat("x", size))); err != nil {
 			t.Fatal(err)
@@ -372,7 +371,7 @@ func TestRateLimitWaitEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := io.Copy(io.Discard, storage.LimitReader(ctx, strings.NewReader(strings.Repeat("x", 1<<20)), rate.NewLimiter(1, 1024)))
+		_, err := io.Copy(io.Discard, storage.LimitReader(ctx, strings.NewReader(strings.Repeat("x", 1<<20)), pace.New(1)))
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("after %s: %v", time.Since(start), err)
 		}
@@ -382,12 +381,9 @@ func TestRateLimitWaitEndsWithItsContext(t *testing.T) {
 func TestNoLimitIsNoWrapper(t *testing.T) {
 	t.Parallel()
 	s, r := storagetest.NewMemory(), strings.NewReader("")
-	if storage.NewLimiter(0) != nil || storage.NewLimiter(-1) != nil || storage.WithRateLimit(s, nil) != s ||
+	if storage.WithRateLimit(s, nil) != s ||
 		storage.LimitReader(t.Context(), r, nil) != io.Reader(r) || storage.WithStallLimit(s, 0) != s {
 		t.Error("something is wrapped without a limit")
-	}
-	if l := storage.NewLimiter(1000); l.Burst() != 1000+65536 || l.Limit() != 1000 {
-		t.Errorf("burst %d, limit %v", l.Burst(), l.Limit())
 	}
 }
 
