@@ -226,7 +226,7 @@ func (s *Store) head(ctx context.Context, client *s3.Client, path *string) (*s3.
 	if status := statusCode(err); status != http.StatusBadRequest && status != http.StatusForbidden {
 		return out, err
 	}
-	switch _, listErr := s.listPage(ctx, client, s.o.Prefix, "", "", 1, fewAttempts); {
+	switch _, listErr := s.listPage(ctx, client, s.o.Prefix, "", position{}, 1, fewAttempts); {
 	case listErr == nil: // refused for a reason that has passed, or this object only
 		return ask()
 	case statusCode(listErr) == http.StatusForbidden && errorCode(listErr) == "AccessDenied":
@@ -242,7 +242,7 @@ func (s *Store) findBucket(ctx context.Context, client *s3.Client) error {
 	if s.bucketSeen.Load() {
 		return nil
 	}
-	_, err := s.listPage(ctx, client, s.o.Prefix, "", "", 1)
+	_, err := s.listPage(ctx, client, s.o.Prefix, "", position{}, 1)
 	if err != nil && errorCode(err) != "AccessDenied" {
 		return err
 	}

@@ -16,7 +16,8 @@ import (
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
-// List implements [storage.Store], with one request per 1,000 entries. Objects whose names are no keys (an empty
+// List implements [storage.Store], with one request per 1,000 entries; where names are numbers, as those of WAL are, several at a
+// time, see slices.go. Objects whose names are no keys (an empty
 // path element, or the folder markers that some browsers of buckets create) are left out.
 func (s *Store) List(ctx context.Context, dir string) iter.Seq2[storage.Object, error] {
 	return func(yield func(storage.Object, error) bool) {
@@ -30,9 +31,8 @@ func (s *Store) List(ctx context.Context, dir string) iter.Seq2[storage.Object, 
 			fail(err)
 			return
 		}
-		token, last := "", ""
-		for {
-			page, err := s.listPage(ctx, client, s.o.Prefix+dir, "/", token, 0)
+		last := ""
+		for page, err := range s.pages(ctx, client, s.o.Prefix+dir) {
 			if err != nil {
 				fail(err)
 				return
@@ -52,16 +52,33 @@ func (s *Store) List(ctx context.Context, dir string) iter.Seq2[storage.Object, 
 					return
 				}
 			}
-			if page.next == "" {
-				return
-			}
-			if page.next == token {
-				fail(errors.New("the service repeats the same page of the listing"))
-				return
-			}
-			token = page.next
 		}
 	}
+}
+
+// pages yields the pages of a listing, in order. Successive ones may overlap.
+func (s *Store) pages(ctx context.Context, client *s3.Client, prefix string) iter.Seq2[page, error] {
+	return func(yield func(page, error) bool) {
+		for token := ""; ; {
+			p, err := s.listPage(ctx, client, prefix, "/", position{token: token}, 0)
+			if err == nil && p.next != "" && p.next == token {
+				err = errors.New("the service repeats the same page of the listing")
+			}
+			if !yield(p, err) || err != nil || p.next == "" {
+				return
+			}
+			if token == "" && s.listSlices(ctx, client, prefix, p, yield) {
+				return
+			}
+			token = p.next
+		}
+	}
+}
+
+// position is where a page of a listing begins; at the beginning if it is empty.
+type position struct {
+	token string // of the page before
+	after string // full key behind which it begins
 }
 
 // page is a piece of a listing, sorted by full key.
@@ -70,7 +87,7 @@ type page struct {
 	next    string // where the next page begins; empty at the end
 }
 
-func (s *Store) listPage(ctx context.Context, client *s3.Client, prefix, delimiter, token string, limit int32,
+func (s *Store) listPage(ctx context.Context, client *s3.Client, prefix, delimiter string, at position, limit int32,
 	opts ...func(*s3.Options)) (page, error) {
 	var maxKeys *int32
 	if limit > 0 {
@@ -78,7 +95,7 @@ func (s *Store) listPage(ctx context.Context, client *s3.Client, prefix, delimit
 	}
 	if s.o.UseListV1 {
 		out, err := client.ListObjects(ctx, &s3.ListObjectsInput{
-			Bucket: &s.o.Bucket, Prefix: &prefix, Delimiter: optional(delimiter), Marker: optional(token), MaxKeys: maxKeys,
+			Bucket: &s.o.Bucket, Prefix: &prefix, Delimiter: optional(delimiter), Marker: optional(cmp.Or(at.token, at.after)), MaxKeys: maxKeys,
 		}, opts...)
 		if err != nil {
 			return page{}, err
@@ -98,8 +115,8 @@ func (s *Store) listPage(ctx context.Context, client *s3.Client, prefix, delimit
 		return p, nil
 	}
 	out, err := client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
-		Bucket: &s.o.Bucket, Prefix: &prefix, Delimiter: optional(delimiter), ContinuationToken: optional(token),
-		MaxKeys: maxKeys,
+		Bucket: &s.o.Bucket, Prefix: &prefix, Delimiter: optional(delimiter), ContinuationToken: optional(at.token),
+		StartAfter: optional(at.after), MaxKeys: maxKeys,
 	}, opts...)
 	if err != nil {
 		return page{}, err

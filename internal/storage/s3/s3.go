@@ -318,7 +318,7 @@ func (s *Store) Check(ctx context.Context) error {
 	if err != nil {
 		return s.fail("use", "", err)
 	}
-	if _, err := s.listPage(ctx, client, s.o.Prefix, "", "", 1, fewAttempts); err != nil {
+	if _, err := s.listPage(ctx, client, s.o.Prefix, "", position{}, 1, fewAttempts); err != nil {
 		return s.fail("use", "", err)
 	}
 	return nil
