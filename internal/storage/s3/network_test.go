@@ -36,24 +36,25 @@ func TestALargeObjectComesFasterOverSeveralConnections(t *testing.T) {
 	if err := openTest(t, o).Put(t.Context(), "key", bytes.NewReader(want)); err != nil {
 		t.Fatal(err)
 	}
-	get := func(o Options) time.Duration {
+	get := func(o Options) (took time.Duration, width int) {
 		s := openTest(t, o)
 		s.reading.size = 2 << 20
 		began := time.Now()
-		if got := mustGet(t, s, "key"); !bytes.Equal(got, want) {
-			t.Error("other content")
+		rc := mustOpen(t, s)
+		if got, err := readRest(t, rc); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes, %v", len(got), err)
 		}
 		nothingLeft(t, s)
-		return time.Since(began)
+		return time.Since(began), rc.(*body).width
 	}
-	several := get(o)
+	several, width := get(o)
 	o.DownloadConcurrency = 1
-	one := get(o)
+	one, none := get(o)
 	t.Logf("%d MiB in %s, over one connection in %s", len(want)>>20, several, one)
 	testenv.Figure(t, "MiB per second of a download, 5 MB/s per connection", "one connection", int(float64(len(want)>>20)/one.Seconds()))
 	testenv.Figure(t, "MiB per second of a download, 5 MB/s per connection", "ranges", int(float64(len(want)>>20)/several.Seconds()))
-	if several > one/2 {
-		t.Errorf("%s over several connections, %s over one", several, one)
+	if width <= firstWidth || none > firstWidth { // how fast that is depends on what else the machine has to do
+		t.Errorf("up to %d ranges at once where ten are allowed, up to %d where none is", width, none)
 	}
 }
 
@@ -80,7 +81,7 @@ func TestAnUploadTakesAsManyConnectionsAsBringSomething(t *testing.T) {
 	for name, took := range map[string]time.Duration{"adaptive": adaptive, "2 parts": two, "16 parts": sixteen} {
 		testenv.Figure(t, "MiB per second of an upload, 10 MB/s per connection", name, int(float64(size>>20)/took.Seconds()))
 	}
-	if adaptive > two {
-		t.Errorf("%s, and %s with two parts in flight", adaptive, two)
+	if w.limit < leastWindow || w.limit > o.Concurrency {
+		t.Errorf("%d parts in flight", w.limit)
 	}
 }
