@@ -42,7 +42,7 @@ type FetcherOptions struct {
 type Fetcher struct {
 	d      Deps
 	o      FetcherOptions
-	ctx    context.Context //nolint:containedctx // of what goes on after the call that began it; Close ends it
+	ctx    context.Context // of what goes on after the call that began it; Close ends it
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 }

@@ -204,7 +204,7 @@ func (p *prefetcher) run(ctx context.Context) (why string) {
 	defer func() {
 		cancel()
 		go func() { work.Wait(); close(p.results) }()
-		for range p.results { //nolint:revive // nobody waits for these any more
+		for range p.results { // nobody waits for these any more
 		}
 	}()
 	p.last = time.Now()

@@ -59,7 +59,7 @@ func (a *app) startPrefetch(name, dest string, ahead int) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(a.process.Self, "wal-prefetch", "--handed-over", name, dest) //nolint:noctx // it outlives this process
+	cmd := exec.Command(a.process.Self, "wal-prefetch", "--handed-over", name, dest) // it outlives this process
 	cmd.Args[0] = "walden"
 	cmd.Env = a.process.Environ
 	cmd.Stdin = read
