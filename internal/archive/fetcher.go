@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -115,7 +114,7 @@ func (f *Fetcher) start(ahead spool, o FetchOptions, asking server) {
 				logUnused(f.d.Log, o.Name, err)
 			}
 		})
-	case asking.isInit():
+	case asking.pid() == 1:
 		err = errInit
 	default:
 		err = f.o.Start(o.Name, o.Dest)
@@ -345,9 +344,4 @@ func (s spool) tell(name string) bool {
 	defer func() { _ = unix.Close(fd) }()
 	_, _ = unix.Write(fd, []byte(name+"\n")) // a pipe that is full tells enough
 	return true
-}
-
-// isInit tells whether the server is the first process of its container.
-func (s server) isInit() bool {
-	return bytes.HasPrefix(s.identity, []byte("1\n"))
 }

@@ -208,7 +208,7 @@ func (p *prefetcher) run(ctx context.Context) (why string) {
 		}
 	}()
 	p.last = time.Now()
-	looked := p.last
+	looked, seen := p.last, p.asking.isThere()
 	for {
 		p.begin(ctx, &work)
 		if why := p.hasEnded(); why != "" {
@@ -228,7 +228,7 @@ func (p *prefetcher) run(ctx context.Context) (why string) {
 			continue
 		}
 		looked = time.Now()
-		if now := serverNear(p.o.Dest); !bytes.Equal(now.identity, p.asking.identity) {
+		if now := serverNear(p.o.Dest); !bytes.Equal(now.identity, p.asking.identity) || seen && !now.isThere() { // its file stays where it was killed
 			return "the server has ended"
 		}
 		if RecoveryState(p.o.Dest) == NotInRecovery {
