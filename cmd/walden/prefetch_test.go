@@ -122,7 +122,7 @@ func TestPrefetchChangesNothingButTheTime(t *testing.T) {
 		t.Run(kind.String(), func(t *testing.T) {
 			t.Parallel()
 			n := 12
-			if kind.megabytes > 1 {
+			if kind.megabytes > 16 {
 				n = 6
 			}
 			r := newRecoverable(t, kind, n)
@@ -149,6 +149,9 @@ func TestPrefetchChangesNothingButTheTime(t *testing.T) {
 					return base
 				}},
 			} {
+				if kind.megabytes > 1 && !testenv.Full() && strings.Contains(c.name, "disk") {
+					continue
+				}
 				t.Run(c.name, func(t *testing.T) {
 					dir := restoredCopy(t, r.restored, "recovery.signal")
 					base := c.prepare(t, dir)

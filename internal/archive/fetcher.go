@@ -72,8 +72,10 @@ func (f *Fetcher) Fetch(ctx context.Context, o FetchOptions) error {
 		logUnused(f.d.Log, o.Name, err)
 		return f.fetch(ctx, o, state, asking)
 	}
+	began := time.Now()
 	done, err := ahead.serve(ctx, f.d.Log, o, asking)
 	if !done && err == nil {
+		o.Timeout -= time.Since(began)
 		err = f.fetch(ctx, o, state, asking)
 	}
 	if err == nil && !ahead.tell(o.Name) {
@@ -126,7 +128,7 @@ func (f *Fetcher) start(ahead spool, o FetchOptions, asking server) {
 
 // errInit keeps orphans from a postmaster that would be their parent: one that ends by a signal is to it a crashed backend, after which it
 // restarts the server (CleanupBackend in postmaster.c).
-var errInit = errors.New("PostgreSQL is process 1 here and would have to look after it; walden's daemon fetches ahead without a process of its own")
+var errInit = errors.New("PostgreSQL is process 1 here and would have to look after it; give it an init as its parent")
 
 // logUnused tells why nothing is fetched ahead: to whom a setting asks for what cannot be, aloud.
 func logUnused(log *slog.Logger, name string, err error) {
@@ -183,6 +185,9 @@ func (s spool) serve(ctx context.Context, log *slog.Logger, o FetchOptions, aski
 	began := time.Now()
 	name := filepath.Join(s.files, o.Name)
 	if !exists(name) {
+		const share = 2 // what is left of the time is for fetching it after all
+		ctx, cancel := context.WithTimeout(ctx, o.Timeout/share)
+		defer cancel()
 		s.await(ctx, name)
 	}
 	f, err := openSpooled(name, s.size)

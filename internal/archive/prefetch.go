@@ -353,7 +353,9 @@ var errDoubt = errors.New("it is left to the call that needs it")
 
 // fetch brings a segment into the spool, complete, checked and synced, or not at all.
 func (p *prefetcher) fetch(ctx context.Context, name string) error {
-	ctx, cancel := withDeadline(ctx, standbyPatience, "fetching "+name+" ahead")
+	const mebibyte = 1 << 20
+	limit := standbyPatience + time.Duration(p.spool.size/mebibyte)*time.Second
+	ctx, cancel := withDeadline(ctx, limit, "fetching "+name+" ahead")
 	defer cancel()
 	final := filepath.Join(p.spool.files, name)
 	f, err := os.OpenFile(final+partSuffix, os.O_CREATE|os.O_EXCL|os.O_RDWR, fileMode) // a call that waits for it sees it from here on

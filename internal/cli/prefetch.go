@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
 )
@@ -64,13 +66,32 @@ func (a *app) startPrefetch(name, dest string, ahead int) error {
 	cmd.Env = a.process.Environ
 	cmd.Stdin = read
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = closeOnExec()
+	if err == nil {
+		err = cmd.Start()
+	}
 	err = errors.Join(err, read.Close())
 	if err == nil {
 		_, err = write.Write(message)
 		err = errors.Join(err, cmd.Process.Release())
 	}
 	return errors.Join(err, write.Close())
+}
+
+// closeOnExec keeps the files that the server left open in this process from the one that is started, which would hold them: removed relations on PostgreSQL 15 and
+// older.
+func closeOnExec() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	const first = 3 // behind the standard ones
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= first {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 func (a *app) walPrefetch() *cobra.Command {
