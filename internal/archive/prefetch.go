@@ -11,6 +11,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,6 +54,9 @@ func RunPrefetch(ctx context.Context, d Deps, o FetchOptions, ahead Prefetch) (e
 		return err
 	}
 	lock, err := s.lock()
+	if errors.Is(err, errBusy) {
+		s.passOn(ctx, o.Name)
+	}
 	if err != nil {
 		return err
 	}
@@ -90,6 +94,24 @@ func (s spool) lock() (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// passedOn marks a question that somebody else was started for. It may come late.
+const passedOn = "+"
+
+// passOn tells whoever fetches ahead what this process was started for: it was not listening yet when the call came.
+func (s spool) passOn(ctx context.Context, name string) {
+	const tries = 100
+	for range tries {
+		if s.tell(passedOn + name) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookEvery):
+		}
+	}
 }
 
 // questions is the reading end of the pipe.
@@ -318,8 +340,9 @@ func (p *prefetcher) take(r fetched) {
 
 // hear goes on behind a segment that PostgreSQL has got, and forgets what it is not going to ask for.
 func (p *prefetcher) hear(name string) {
+	name, late := strings.CutPrefix(name, passedOn)
 	segment, err := wal.ParseSegment(name, p.spool.size)
-	if err != nil {
+	if err != nil || late && segment.Name(p.spool.size) <= p.asked.Name(p.spool.size) {
 		return
 	}
 	now := time.Now()

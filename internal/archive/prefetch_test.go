@@ -477,6 +477,15 @@ func TestOneProcessFetchesAheadAndTidiesUpAfterTheOneBefore(t *testing.T) {
 		if err := RunPrefetch(ctx, d, o, ahead); !errors.Is(err, errBusy) {
 			t.Errorf("a second one: %v", err)
 		}
+		// One that was started for a later question passes it on, and one for an earlier question changes nothing.
+		for _, number := range []uint64{4, 3} {
+			later := o
+			later.Name = nameOf(1, number)
+			if err := RunPrefetch(ctx, d, later, ahead); !errors.Is(err, errBusy) {
+				t.Errorf("one for segment %d: %v", number, err)
+			}
+			settled(t, dir, 1, 5, 6)
+		}
 		if exists(filepath.Join(s.dir, segmentsName, "of another server")) || reads(nameOf(1, 3)) != 0 || reads(nameOf(1, 4)) != 1 {
 			t.Errorf("segment 3 was read %d times, 4 %d times", reads(nameOf(1, 3)), reads(nameOf(1, 4)))
 		}
