@@ -45,7 +45,31 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(binDir)
-	return m.Run()
+	code := m.Run()
+	if left := leftRunning(); left != nil {
+		fmt.Fprintf(os.Stderr, "processes of walden that no test has ended still run: %v\n", left)
+		return max(code, 1)
+	}
+	return code
+}
+
+// leftRunning lists the processes of walden that outlive the tests, as far as the kernel tells of them (not to everybody, as walden keeps to itself).
+// One that fetches ahead looks now and then whether its server is there.
+func leftRunning() (left []string) {
+	const patience = 30 * time.Second
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		left = nil
+		programs, _ := filepath.Glob("/proc/[0-9]*/exe")
+		for _, link := range programs {
+			if program, err := os.Readlink(link); err == nil && strings.HasPrefix(program, binDir+"/") {
+				left = append(left, filepath.Base(filepath.Dir(link)))
+			}
+		}
+		if left == nil {
+			return nil
+		}
+	}
+	return left
 }
 
 // commandLimit bounds one run of walden in a test.

@@ -14,9 +14,13 @@ var version = "unknown"
 
 func main() {
 	os.Exit(cli.Main(cli.Process{
-		Args: os.Args[1:], Called: os.Args[0], Program: program(), Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
+		Args: os.Args[1:], Called: os.Args[0], Program: program(), Self: self, Environ: os.Environ(),
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
 	}))
 }
+
+// self is this very program, even if its file has been replaced meanwhile (proc_pid_exe(5)).
+const self = "/proc/self/exe"
 
 // program is the file that was called, by its full name: the link, where one was.
 func program() string {

@@ -1135,6 +1135,9 @@ func TestPgRewindRestoresItsTargetsWAL(t *testing.T) {
 			t.Errorf("%s was left in pg_wal", name)
 		}
 	}
+	if spool := spoolOf(t, filepath.Dir(p.DataDir)); spool != "" {
+		t.Errorf("segments were fetched ahead of pg_rewind, into %s", spool)
+	}
 	touch(t, filepath.Join(p.DataDir, "standby.signal"))
 	follower := testenv.AttachPostgres(t, p.DataDir, testenv.PostgresOptions{Settings: s.restoreSettings(
 		fmt.Sprintf("primary_conninfo=host=%s port=%d user=postgres", standby.SocketDir, standby.Port), "primary_slot_name=")})

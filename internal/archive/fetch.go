@@ -112,18 +112,25 @@ func exists(name string) bool {
 // Fetch brings an archived file to its destination, complete and checked, or not at all. Failures that may pass are
 // retried until the deadline.
 func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
+	f := NewFetcher(d, FetcherOptions{})
+	return errors.Join(f.Fetch(ctx, o), f.Close())
+}
+
+// endHere is the answer for what follows the place where the operator wants recovery to end.
+func endHere(log *slog.Logger, o FetchOptions) error {
+	log.Warn("recovery is made to end here", "action", "wal-fetch", "seg", o.Name, "before", o.EndBefore)
+	return fmt.Errorf("%s: %w", o.Name, ErrAbsent)
+}
+
+// fetchFromArchive is Fetch for a server in the state given, of what was not fetched ahead.
+func fetchFromArchive(ctx context.Context, d Deps, o FetchOptions, state State, asking server) error {
 	began := time.Now()
-	limit, state := o.Timeout, RecoveryState(o.Dest)
+	limit := o.Timeout
 	if state == Standby {
 		limit = min(limit, standbyPatience)
 	}
-	if state == ArchiveRecovery && endsBefore(o.Name, o.EndBefore) {
-		d.Log.Warn("recovery is made to end here", "action", "wal-fetch", "seg", o.Name, "before", o.EndBefore)
-		return fmt.Errorf("%s: %w", o.Name, ErrAbsent)
-	}
 	ctx, cancel := withDeadline(ctx, limit, "fetching "+o.Name)
 	defer cancel()
-	asking := serverNear(o.Dest)
 	d.Log.Info("fetching", "action", "wal-fetch", "seg", o.Name, "state", "begin", "from", d.Catalog)
 	var size int64
 	var isAbsent error // an answer, not a failure
@@ -151,10 +158,15 @@ func Fetch(ctx context.Context, d Deps, o FetchOptions) error {
 	if isAbsent != nil {
 		return isAbsent
 	}
-	took := time.Since(began)
-	d.Log.Info("fetched", "action", "wal-fetch", "seg", o.Name, "state", "complete", "size", size,
-		"seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(size)/took.Seconds()))
+	logFetched(d.Log, o.Name, size, time.Since(began))
 	return nil
+}
+
+func logFetched(log *slog.Logger, name string, size int64, took time.Duration, more ...any) {
+	log.Info("fetched", append([]any{
+		"action", "wal-fetch", "seg", name, "state", "complete", "size", size,
+		"seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(size) / took.Seconds()),
+	}, more...)...)
 }
 
 // repeatedly does something until it succeeds or fails in a way that does not pass. When ctx ends it tells why, and what had
@@ -378,31 +390,45 @@ func checkHistory(r io.Reader, name string) error {
 }
 
 func copySegment(ctx context.Context, d Deps, t *temporary, in *bufio.Reader, o FetchOptions) (int64, error) {
-	head, err := in.Peek(wal.HeaderSize)
-	if err != nil && err != io.EOF {
-		return 0, err
-	}
-	h, err := wal.ParseHeader(head)
-	switch {
-	case errors.Is(err, wal.ErrUnknownMagic):
-		d.Log.Warn("WAL of an unknown PostgreSQL version", "action", "wal-fetch", "seg", o.Name, "error", err)
-	case err != nil:
-		return 0, fmt.Errorf("%w: %w", errContent, err)
-	}
-	if err := checkCluster(h, o.Dest); err != nil {
-		return 0, err
-	}
-	size, err := copyAtMost(t, in, h.SegmentSize)
+	h, size, err := storeSegment(t, in, o)
 	if err != nil {
 		return 0, err
 	}
-	if err := h.CheckFile(o.Name, size); err != nil {
-		return 0, fmt.Errorf("%w: %w", errContent, err)
+	if h.Major == 0 {
+		d.Log.Warn("WAL of an unknown PostgreSQL version", "action", "wal-fetch", "seg", o.Name, "magic", fmt.Sprintf("%#04x", h.Magic))
 	}
 	if wal.Classify(o.Name) == wal.KindPartial || h.Major == 0 {
 		return size, nil // a partial one ends anywhere; the records of a version to come may look otherwise
 	}
 	return size, checkRecords(ctx, d, h, io.NewSectionReader(t, 0, size), o.Name)
+}
+
+// storeSegment writes a segment and checks its header, its cluster and its size.
+func storeSegment(t *temporary, in *bufio.Reader, o FetchOptions) (h wal.Header, size int64, err error) {
+	head, err := in.Peek(wal.HeaderSize)
+	if err != nil && err != io.EOF {
+		return h, 0, err
+	}
+	if h, err = parseHeader(head, o.Dest); err != nil {
+		return h, 0, err
+	}
+	if size, err = copyAtMost(t, in, h.SegmentSize); err != nil {
+		return h, 0, err
+	}
+	if err := h.CheckFile(o.Name, size); err != nil {
+		return h, 0, fmt.Errorf("%w: %w", errContent, err)
+	}
+	return h, size, nil
+}
+
+// parseHeader reads a segment's header and verifies that the server whose data directory is near dest can read the segment. Of an unknown version
+// it is the header whose Major is 0.
+func parseHeader(head []byte, dest string) (wal.Header, error) {
+	h, err := wal.ParseHeader(head)
+	if err != nil && !errors.Is(err, wal.ErrUnknownMagic) {
+		return h, fmt.Errorf("%w: %w", errContent, err)
+	}
+	return h, checkCluster(h, dest)
 }
 
 // checkCluster verifies that the server whose data directory is near dest can read the segment.
@@ -490,23 +516,35 @@ func createTemporary(dir string) (*temporary, error) {
 // publish syncs the file and gives it its final name, which must be free; a file that is there already with the same
 // content is as good.
 func (t *temporary) publish(dest string, asking server) error {
-	if err := errors.Join(t.Sync(), asking.check()); err != nil {
+	if err := t.Sync(); err != nil {
 		return err
 	}
-	err := t.link(dest)
+	return place(t.File, t.link, dest, asking)
+}
+
+// place gives a file that is complete and synced its final name, as publish does. The function give fails with [fs.ErrExist] where the name is taken.
+func place(f *os.File, give func(dest string) error, dest string, asking server) error {
+	if err := asking.check(); err != nil {
+		return err
+	}
+	err := give(dest)
 	if errors.Is(err, fs.ErrExist) {
-		err = t.compare(dest)
+		err = compare(f, dest)
 	}
 	if errors.Is(err, errOtherContent) && asking.mayReplace(dest) {
 		if err := errors.Join(asking.check(), os.Remove(dest)); err != nil {
 			return err
 		}
-		err = t.link(dest)
+		err = give(dest)
 	}
 	if err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(dest))
+	return syncDir(filepath.Dir(dest))
+}
+
+func syncDir(name string) error {
+	dir, err := os.Open(name)
 	if err != nil {
 		return err
 	}
@@ -528,7 +566,8 @@ func (t *temporary) link(name string) error {
 // errOtherContent says that there is a file of the destination's name, and not the one that was asked for.
 var errOtherContent = errors.New("exists already with other content")
 
-func (t *temporary) compare(dest string) error {
+// compare fails unless there is a file of the destination's name with the content of ours.
+func compare(ours *os.File, dest string) error {
 	f, err := openNow(dest)
 	if err != nil {
 		return err
@@ -541,7 +580,7 @@ func (t *temporary) compare(dest string) error {
 	if !st.Mode().IsRegular() {
 		return hint.With(fmt.Errorf("%s exists already and is not a regular file", dest), "walden never overwrites; remove it, or give another destination")
 	}
-	equal, err := sameContent(io.NewSectionReader(t, 0, 1<<62), f)
+	equal, err := sameContent(io.NewSectionReader(ours, 0, 1<<62), f)
 	if err != nil {
 		return err
 	}

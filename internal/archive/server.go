@@ -6,6 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // server is the PostgreSQL server that a file is fetched for. One that is killed leaves its restore_command running: what that
@@ -58,6 +61,19 @@ func (s server) check() error {
 // temporaryNames are those under which PostgreSQL has a file fetched that it is going to look at (RestoreArchivedFile in xlogarchive.c, and
 // its callers). It removes what bears the name before it asks.
 var temporaryNames = []string{"RECOVERYXLOG", "RECOVERYHISTORY"}
+
+// pid is the process ID of the postmaster, 0 if no server is near.
+func (s server) pid() int {
+	line, _, _ := bytes.Cut(s.identity, []byte("\n"))
+	pid, _ := strconv.Atoi(string(line)) // of a single-user server it is negative
+	return max(pid, 0)
+}
+
+// isThere tells whether the postmaster's process is there, as far as this process can see it: a server in another container has a number of its own there.
+func (s server) isThere() bool {
+	pid := s.pid()
+	return pid != 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+}
 
 // mayReplace tells whether a file of the destination's name is left over from a server that was killed: its restore_command came to
 // its end when this server had already removed what was there.

@@ -32,6 +32,7 @@ type Process struct {
 	Args           []string // without the program's name
 	Called         string   // argv[0]; its last element may name a tool that walden stands in for
 	Program        string   // as it was called, for messages that tell the operator what to type
+	Self           string   // file of the program, to start another process of it; "": none is started
 	Environ        []string
 	Stdin          io.Reader // nil: there is nothing to be read
 	Stdout, Stderr io.Writer
@@ -88,6 +89,8 @@ type app struct {
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
 	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 	files      *fs.Store // the archive where it is a directory, else nil
+	// inBackground says that nobody waits for what is done, so that the storage's passing failures are nobody's trouble.
+	inBackground bool
 }
 
 func (a *app) close() {
@@ -123,7 +126,7 @@ func (a *app) command(name string) *cobra.Command {
 	pf.StringVar(&a.file, "config", "", "configuration `file` (json, yaml, toml, env)")
 	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
 	a.addSettingFlags(root)
-	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walShow(), a.walVerify(),
+	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walPrefetch(), a.walShow(), a.walVerify(),
 		a.delete(), a.archive(), a.copy(), a.storageTools(), a.settings())
 	root.AddCommand(a.notYet()...)
 	return root

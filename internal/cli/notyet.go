@@ -33,15 +33,5 @@ func (a *app) notYet() []*cobra.Command {
 			},
 		})
 	}
-	return append(list, &cobra.Command{
-		Use: "wal-prefetch NAME LOCATION", Short: "Accepted, without effect: wal-fetch fetches what PostgreSQL asks for", Hidden: true,
-		Args: arguments(2, 2),
-		RunE: func(*cobra.Command, []string) error {
-			if err := a.load(true); err != nil {
-				return err
-			}
-			a.log.Info("nothing is prefetched: wal-fetch fetches what PostgreSQL asks for")
-			return nil
-		},
-	})
+	return list
 }

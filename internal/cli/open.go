@@ -112,7 +112,11 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 
 // storageFailed tells the operator of a failure that may pass.
 func (a *app) storageFailed(err error, wait time.Duration) {
-	a.log.Warn("the storage failed; trying again", "error", err, "wait", wait)
+	level := slog.LevelWarn
+	if a.inBackground {
+		level = slog.LevelDebug
+	}
+	a.log.Log(context.Background(), level, "the storage failed; trying again", "error", err, "wait", wait)
 }
 
 const (

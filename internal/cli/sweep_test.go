@@ -109,6 +109,9 @@ func sweepJobs() []sweepJob {
 		{name: "wal-fetch outside of recovery", failed: exitError, prepare: (*trial).outsideOfRecovery, args: walFetch(archived), check: fetchedWALIsRight},
 		{name: "wal-fetch of an absent file", healthy: exitAbsent, failed: exitStopRecovery, prepare: (*trial).inArchiveRecovery,
 			args: walFetch(func(*trial) string { return "00000002.history" }), check: absenceIsProven},
+		{name: "wal-fetch for a server", failed: exitStopRecovery, prepare: (*trial).forAServer, args: walFetch(archived), check: fetchedWALIsRight},
+		{name: "wal-prefetch", failed: exitError, prepare: (*trial).forAServer, check: prefetchingIsNoFailure,
+			args: func(r *trial) []string { return []string{"wal-prefetch", r.last(), r.walTarget()} }},
 		{name: "backup-fetch", failed: exitError, args: fetch, check: restoreIsRightOrUnusable, once: true},
 		{name: "backup-push", server: true, failed: exitError, args: push, check: backupsRestore},
 		{name: "backup-push of a delta", server: true, failed: exitError,
@@ -769,16 +772,21 @@ func itSaysTheSame(r *trial, o outcome) {
 	}
 }
 
-// position is where the last archived segment ends.
-func (r *trial) position() string {
+// last is the name of the last archived segment.
+func (r *trial) last() (last string) {
 	r.t.Helper()
-	last := ""
 	for _, key := range r.seedKeys() {
 		if name, ok := strings.CutPrefix(key, "wal_005/"); ok && wal.Classify(name[:min(24, len(name))]) == wal.KindSegment {
 			last = max(last, name[:24])
 		}
 	}
-	segment, err := wal.ParseSegment(last, 1<<20)
+	return last
+}
+
+// position is where the last archived segment ends.
+func (r *trial) position() string {
+	r.t.Helper()
+	segment, err := wal.ParseSegment(r.last(), 1<<20)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -1127,6 +1135,26 @@ func (r *trial) inArchiveRecovery() {
 	r.outsideOfRecovery()
 	if err := os.WriteFile(filepath.Join(r.dir, "data", "recovery.signal"), nil, 0o600); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// forAServer makes a data directory in which a server is in archive recovery, for which segments are fetched ahead.
+func (r *trial) forAServer() {
+	r.t.Helper()
+	r.inArchiveRecovery()
+	if err := os.WriteFile(filepath.Join(r.dir, "data", "postmaster.pid"), []byte("7\n"+r.dir+"\n1\n5432\n"), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// prefetchingIsNoFailure: nobody is told that nothing was fetched ahead, and nothing is left of it.
+func prefetchingIsNoFailure(r *trial, o outcome) {
+	r.t.Helper()
+	if o.code != exitOK {
+		r.errorf("exit code %d", o.code)
+	}
+	if left, err := filepath.Glob(filepath.Join(r.dir, ".walden-spool", "*", "wal", "*")); err != nil || len(left) > 0 {
+		r.errorf("left in the spool: %v, %v", left, err)
 	}
 }
 

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
+	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
@@ -98,10 +100,23 @@ func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {
 		return err
 	}
 	a.setTarget(target)
-	c, _, err := a.openCatalog(cmd.Context(), toDecrypt)
-	if err != nil {
-		return err
+	return a.fetchWAL(cmd.Context(), name, dest, a.config.Limits.DownloadConcurrency)
+}
+
+// fetchWAL fetches a file for PostgreSQL, and has up to ahead segments fetched before it asks for them.
+func (a *app) fetchWAL(ctx context.Context, name, dest string, ahead int) error {
+	o := archive.FetcherOptions{
+		Prefetch: a.prefetch(ahead),
+		Open: func(ctx context.Context) (*catalog.Catalog, error) {
+			c, _, err := a.openCatalog(ctx, toDecrypt)
+			return c, err
+		},
+		Start: func(name, dest string) error { return a.startPrefetch(name, dest, ahead) },
 	}
-	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore})
+	f := archive.NewFetcher(archive.Deps{Log: a.log}, o)
+	return errors.Join(f.Fetch(ctx, a.fetchOptions(name, dest)), f.Close())
+}
+
+func (a *app) fetchOptions(name, dest string) archive.FetchOptions {
+	return archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore}
 }

@@ -22,6 +22,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/archive"
 	"gitlab.com/walden-pg/walden/internal/backup"
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/restore"
@@ -572,7 +573,7 @@ func (w *walE) walFetch(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			endBySignal()
 			shortLived()
-			err := w.runWALFetch(a, cmd, args[0], args[1])
+			err := w.runWALFetch(a, cmd, args[0], args[1], prefetch)
 			if errors.Is(err, archive.ErrAbsent) {
 				a.log.Info("could no longer locate object while performing wal restore", walELogger, w.storeLogger(),
 					walEDetail, fmt.Sprintf("The absolute URI that could not be located is %s.", w.object.key),
@@ -585,32 +586,34 @@ func (w *walE) walFetch(a *app) *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return notAbsent(usage(cmd, "cannot run %s: %w", cmd.Name(), err), ".")
 	})
-	cmd.Flags().IntVarP(&prefetch, "prefetch", "p", 0, "accepted, without effect: each call fetches the file that PostgreSQL asks for (`number`)")
+	cmd.Flags().IntVarP(&prefetch, "prefetch", "p", walEPrefetch, "`number` of segments that are fetched before PostgreSQL asks for them, at most; 0 for none")
 	return cmd
 }
 
-func (w *walE) runWALFetch(a *app, cmd *cobra.Command, name, dest string) error {
+// walEPrefetch is WAL-E's default of how many segments are fetched ahead.
+const walEPrefetch = 8
+
+func (w *walE) runWALFetch(a *app, cmd *cobra.Command, name, dest string, ahead int) error {
 	if err := w.load(a, cmd); err != nil {
 		return err
 	}
-	c, method, err := a.openCatalog(cmd.Context(), toDecrypt)
+	method, err := codec.New(a.config.Compression.Method, codec.Options{})
 	if err != nil {
 		return err
 	}
 	w.object, w.dest = objectIn(a.config.Storage, name, method.Extension()), dest
-	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore})
+	return a.fetchWAL(cmd.Context(), name, dest, ahead)
 }
 
 func (w *walE) walPrefetch(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "wal-prefetch BASEDIR NAME", Short: "Accepted, without effect: wal-fetch fetches what PostgreSQL asks for", Args: arguments(2, 2),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use: "wal-prefetch BASEDIR NAME", Short: "Fetch the segments behind NAME before PostgreSQL asks for them; wal-fetch does so by itself",
+		Args: arguments(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := w.load(a, cmd); err != nil {
 				return err
 			}
-			a.log.Info("nothing is prefetched: wal-fetch fetches what PostgreSQL asks for")
-			return nil
+			return a.runPrefetch(cmd, args[1], filepath.Join(args[0], "pg_wal", "RECOVERYXLOG"), walEPrefetch)
 		},
 	}
 }

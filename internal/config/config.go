@@ -222,6 +222,8 @@ type WAL struct {
 	Timeout time.Duration // for the whole command, retries included
 	// EndRecoveryBefore names a segment or history file before which archive recovery is to end; "" for none.
 	EndRecoveryBefore string
+	// PrefetchDir is the directory for segments that are fetched ahead; "" for beside the cluster.
+	PrefetchDir string
 	// IntegrityMaxDelayed is how many segments may be missing at the end of the archive when it is verified.
 	IntegrityMaxDelayed int
 }

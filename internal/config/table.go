@@ -577,8 +577,9 @@ func wal() []Definition {
 				"1 archives the one only.",
 			Effect: "wal-push archives the segment that PostgreSQL asks for and no other"},
 		{Name: "WALG_PREFETCH_DIR", Type: Path,
-			Help:   "Directory for segments that are fetched before PostgreSQL asks for them; without it beside the WAL.",
-			Effect: "wal-fetch fetches the segment that PostgreSQL asks for and no other"},
+			Help: "Directory for segments that are fetched before PostgreSQL asks for them. Without it they lie beside `pg_wal` where that is " +
+				"a link out of the data directory, else beside the data directory; never in either.",
+			field: func(c *Config) any { return &c.WAL.PrefetchDir }},
 		{Name: "WALG_PREVENT_WAL_OVERWRITE", Type: Boolean, Default: "true",
 			Help:   "Never replace a WAL segment in the archive by one with other content. WAL-G's own default is `false`.",
 			Effect: "WAL in the archive is never overwritten: the same content again is success, other content is an error"},
@@ -617,8 +618,8 @@ func limits() []Definition {
 				"and the service take.",
 			field: func(c *Config) any { return &c.Limits.UploadConcurrency }},
 		{Name: "WALG_DOWNLOAD_CONCURRENCY", Type: Integer, Default: "10", bounds: concurrency(),
-			Help: "Downloads at the same time. On S3 those that nobody needs for another object fetch ranges of large ones ahead, " +
-				"as far as `WALDEN_MEMORY_LIMIT` allows.",
+			Help: "Downloads at the same time, and segments that wal-fetch has fetched before PostgreSQL asks for them, at most; 1 fetches none of " +
+				"these. On S3, downloads that nobody needs for another object fetch ranges of large ones ahead, as far as `WALDEN_MEMORY_LIMIT` allows.",
 			field: func(c *Config) any { return &c.Limits.DownloadConcurrency }},
 		{Name: "WALG_DISK_RATE_LIMIT", Type: Size, bounds: atLeast(0),
 			Help:  "Bytes per second that backup-push reads from disk and backup-fetch writes to it; 0 for no limit. " + whileRunning,

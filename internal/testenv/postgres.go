@@ -905,7 +905,12 @@ func Scratch(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		// Processes that a server's commands have left end when it is gone, and until then may put something there.
+		err := os.RemoveAll(dir)
+		for deadline := time.Now().Add(stopLimit); err != nil && time.Now().Before(deadline); err = os.RemoveAll(dir) {
+			time.Sleep(pollInterval)
+		}
+		if err != nil {
 			t.Errorf("the scratch directory stays: %v", err)
 		}
 	})
