@@ -1,13 +1,20 @@
 package cli
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"runtime/debug"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
+	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
@@ -35,7 +42,8 @@ func (a *app) walPush() *cobra.Command {
 		Use:   "wal-push PATH",
 		Short: "Archive one WAL file (archive_command)",
 		Long: "Archives one file under its own name:\n\n    archive_command = 'walden wal-push %p'\n\n" +
-			"It succeeds when the storage has confirmed the file, or holds it already with the same content. It never overwrites.",
+			"It succeeds when the storage has confirmed the file, or holds it already with the same content. It never overwrites.\n" +
+			"Segments that wait behind it are archived along with it, as far as TOTAL_BG_UPLOADED_LIMIT and WALG_UPLOAD_CONCURRENCY allow.",
 		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			shortLived()
@@ -48,12 +56,51 @@ func (a *app) walPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return archive.Push(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-				archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta})
+			p := archive.NewPusher(cmd.Context(), archive.Deps{Catalog: c, Log: a.log}, a.pusherOptions(c))
+			defer p.Close()
+			return p.Push(cmd.Context(), args[0])
 		},
 	}
 	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")
 	return cmd
+}
+
+// segmentMemory is what a store buffers of a segment, in bytes: all of it, of the usual size, where an upload needs to know its length.
+const segmentMemory = 16 << 20
+
+// pusherOptions say how WAL is archived, and what waits along with it.
+func (a *app) pusherOptions(c *catalog.Catalog) archive.PusherOptions {
+	limits := a.config.Limits
+	memory, most := c.PutMemory(), limits.UploadConcurrency
+	switch a.config.Storage.Kind {
+	case config.KindFile: // more would only take the processors from the file that PostgreSQL waits for
+		most = min(most, cores())
+	default:
+		memory += segmentMemory
+	}
+	atOnce := min(a.workers(most, memory), most) - 1 // one is what PostgreSQL waits for
+	files := a.config.WAL.PushedAtMost - 1
+	if atOnce == 0 {
+		files = 0
+	}
+	return archive.PusherOptions{
+		Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta,
+		Files: files, AtOnce: atOnce, Archive: a.archiveID(c), Spool: a.config.WAL.PrefetchDir,
+	}
+}
+
+// archiveID tells archives apart that may have one name: on several endpoints, or on a disk that is mounted in the other's place.
+func (a *app) archiveID(c *catalog.Catalog) string {
+	cfg := a.config
+	parts := []string{string(cfg.Storage.Kind), c.String(), cfg.S3.Endpoint, cfg.S3.Region, cfg.S3.DefaultRegion, cfg.GCS.Emulator}
+	if cfg.Storage.Kind == config.KindFile {
+		var st unix.Stat_t
+		if err := unix.Stat(cfg.Storage.Path, &st); err == nil {
+			parts = append(parts, strconv.FormatUint(st.Dev, 10), strconv.FormatUint(st.Ino, 10))
+		}
+	}
+	hash := sha256.Sum256([]byte(strings.Join(parts, "\n")))
+	return hex.EncodeToString(hash[:16])
 }
 
 func (a *app) walFetch() *cobra.Command {
@@ -104,8 +151,11 @@ func (a *app) runWALFetch(cmd *cobra.Command, name, dest, target string) error {
 	if err != nil {
 		return err
 	}
-	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-		archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore})
+	return archive.Fetch(cmd.Context(), archive.Deps{Catalog: c, Log: a.log}, a.fetchOptions(name, dest))
+}
+
+func (a *app) fetchOptions(name, dest string) archive.FetchOptions {
+	return archive.FetchOptions{Name: name, Dest: dest, Timeout: a.config.WAL.Timeout, EndBefore: a.config.WAL.EndRecoveryBefore}
 }
 
 // diskLimiter limits reading and writing the data directory; nil for no limit.
