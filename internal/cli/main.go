@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/signal"
 	"os/user"
 	"slices"
@@ -78,6 +77,7 @@ type app struct {
 
 	config  config.Config
 	log     *slog.Logger
+	logFile *logFile // nil if the log goes elsewhere
 	closers []func() error
 	cipher  crypt.Cipher // of the open archive
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
@@ -118,7 +118,7 @@ func (a *app) command(name string) *cobra.Command {
 	pf.StringVar(&a.file, "config", "", "configuration `file` (json, yaml, toml, env)")
 	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
 	a.addSettingFlags(root)
-	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walShow(), a.walVerify(),
+	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.daemon(), a.daemonClient(), a.walShow(), a.walVerify(),
 		a.delete(), a.archive(), a.copy(), a.storageTools(), a.settings())
 	root.AddCommand(a.notYet()...)
 	return root
@@ -183,12 +183,12 @@ func (a *app) load(quiet bool) error {
 func (a *app) openLog() error {
 	var out io.Writer = a.screen
 	if dest := a.config.Log.Destination; dest != "stderr" {
-		f, err := os.OpenFile(dest, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+		f, err := openLogFile(dest)
 		if err != nil {
 			return fmt.Errorf("cannot open the log: %w", err)
 		}
 		a.closers = append(a.closers, f.Close)
-		out = masked{f, a.screen.mask}
+		a.logFile, out = f, masked{f, a.screen.mask}
 	}
 	options := &slog.HandlerOptions{Level: map[string]slog.Level{
 		"ERROR": slog.LevelError, "NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug,
