@@ -281,7 +281,7 @@ func (p *Pusher) pushEarly(path string, e *early) bool {
 	}
 	defer f.Close()
 	before, err := markOf(f, p.o.Archive, time.Now())
-	if err == nil && before.At.Sub(time.Unix(0, before.Changed)) < settled {
+	if err == nil && !before.isSettled() {
 		return false
 	}
 	if err == nil {

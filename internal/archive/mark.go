@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -74,6 +76,13 @@ func markOf(f *file, archive string, now time.Time) (mark, error) {
 
 // errVoid says that a mark proves nothing.
 var errVoid = errors.New("the mark is void")
+
+// isSettled tells whether the file has not changed for a while, by the clock that the kernel gives files their times from.
+func (m mark) isSettled() bool {
+	var now unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_REALTIME, &now)
+	return err == nil && time.Duration(now.Nano()-m.Changed) >= settled
+}
 
 // proves tells whether the mark is of the file that another, which was made just now, describes: nil, or why not.
 func (m mark) proves(now mark) error {
