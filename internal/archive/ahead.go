@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,7 @@ type PusherOptions struct {
 
 	Files  int // how many files may be archived ahead: by a call, or without having been asked for yet; 0 for none
 	AtOnce int // how many of them at the same time
-	// Archive identifies where files are archived: what was archived elsewhere is not archived.
+	// Archive identifies where files are archived: what was archived elsewhere is not archived. "" is not known, and nothing is archived ahead.
 	Archive string
 	// Spool is where the folder lies in which a process tells later ones what it has archived ahead; "" is beside the data directory, or beside
 	// pg_wal where that is a link.
@@ -94,6 +95,18 @@ func (p *Pusher) Close() {
 	}
 }
 
+// ArchivedAhead tells whether an earlier process has archived the file at path along with another one, and neither it nor the archive is another by
+// now. It needs no storage and no keys, and forgets what it is asked for.
+func ArchivedAhead(log *slog.Logger, path string, o PusherOptions) bool {
+	f, err := openFile(path)
+	if err != nil {
+		return false // its push tells why
+	}
+	defer f.Close()
+	p := &Pusher{Deps: Deps{Log: log}, o: o}
+	return p.archivedAhead(context.Background(), f)
+}
+
 // Push archives the file at path as the function [Push] does. What becomes of other files has no bearing on its result.
 func (p *Pusher) Push(ctx context.Context, path string) error {
 	path = filepath.Clean(path)
@@ -104,7 +117,6 @@ func (p *Pusher) Push(ctx context.Context, path string) error {
 	defer f.Close()
 	defer p.ask(path)()
 	if p.archivedAhead(ctx, f) {
-		p.Log.Info("archived ahead", "action", "wal-push", "seg", filepath.Base(path), "state", "complete", "size", f.size)
 		if p.o.Resident {
 			p.lookAhead(f)
 		}
@@ -130,13 +142,18 @@ func (p *Pusher) ask(path string) (answered func()) {
 
 // archivedAhead tells whether the file was archived before, and is what it was then. It is asked once for each: what it knew is forgotten.
 func (p *Pusher) archivedAhead(ctx context.Context, f *file) bool {
-	if p.o.Files <= 0 || wal.Classify(filepath.Base(f.Name())) != wal.KindSegment {
+	if p.o.Files <= 0 || p.o.Archive == "" || wal.Classify(filepath.Base(f.Name())) != wal.KindSegment {
 		return false
 	}
+	known := p.marked
 	if p.o.Resident {
-		return p.remembered(ctx, f)
+		known = func(f *file) bool { return p.remembered(ctx, f) }
 	}
-	return p.marked(f)
+	if !known(f) {
+		return false
+	}
+	p.Log.Info("archived ahead", "action", "wal-push", "seg", filepath.Base(f.Name()), "state", "complete", "size", f.size)
+	return true
 }
 
 func (p *Pusher) remembered(ctx context.Context, f *file) bool {
@@ -198,7 +215,7 @@ func (p *Pusher) isProven(k mark, f *file) bool {
 
 // lookAhead begins to archive what waits behind a file.
 func (p *Pusher) lookAhead(f *file) {
-	if p.o.Files <= 0 || !exists(filepath.Join(filepath.Dir(f.Name()), statusDir)) {
+	if p.o.Files <= 0 || p.o.Archive == "" || !exists(filepath.Join(filepath.Dir(f.Name()), statusDir)) {
 		return
 	}
 	p.mu.Lock()

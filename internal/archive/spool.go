@@ -25,6 +25,9 @@ func spoolDir(path string, base string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if !isOurs(data) { // what an administrator's account made would be in the server's way
+		return "", fmt.Errorf("%s belongs to another account", data)
+	}
 	walDir, err := realPath(filepath.Dir(path))
 	if err != nil {
 		return "", err
@@ -77,6 +80,16 @@ func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
+// isOurs tells whether a path belongs to the account that walden runs as.
+func isOurs(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
+}
+
 // privateDir makes a folder that nobody else can put anything into. One that is there already must be like that.
 func privateDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -86,8 +99,7 @@ func privateDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.IsDir() || info.Mode().Perm()&0o077 != 0 || int(st.Uid) != os.Geteuid() {
+	if !info.IsDir() || info.Mode().Perm()&0o077 != 0 || !isOurs(dir) {
 		return fmt.Errorf("%s is not a directory of this user alone (mode 0700)", dir)
 	}
 	return nil

@@ -248,8 +248,8 @@ func (r *resident) generate(ctx context.Context) (*generation, error) {
 		return nil, err
 	}
 	g.reader, _, g.noReader = a.openCatalog(opening, toDecrypt)
-	o := a.pusherOptions(writer)
-	o.Resident = true
+	o := a.pusherOptions()
+	o.Resident, o.AtOnce = true, a.aheadAtOnce(writer)
 	o.Timeout = min(o.Timeout, a.config.WAL.DaemonPushTimeout)
 	g.pusher = archive.NewPusher(context.WithoutCancel(ctx), archive.Deps{Catalog: writer, Log: a.log}, o)
 	return g, nil

@@ -52,11 +52,16 @@ func (a *app) walPush() *cobra.Command {
 			}
 			a.setTarget(target)
 			a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
+			o := a.pusherOptions()
+			if archive.ArchivedAhead(a.log, args[0], o) {
+				return nil
+			}
 			c, _, err := a.openCatalog(cmd.Context(), toEncrypt)
 			if err != nil {
 				return err
 			}
-			p := archive.NewPusher(cmd.Context(), archive.Deps{Catalog: c, Log: a.log}, a.pusherOptions(c))
+			o.AtOnce = a.aheadAtOnce(c)
+			p := archive.NewPusher(cmd.Context(), archive.Deps{Catalog: c, Log: a.log}, o)
 			defer p.Close()
 			return p.Push(cmd.Context(), args[0])
 		},
@@ -68,36 +73,39 @@ func (a *app) walPush() *cobra.Command {
 // segmentMemory is what a store buffers of a segment, in bytes: all of it, of the usual size, where an upload needs to know its length.
 const segmentMemory = 16 << 20
 
-// pusherOptions say how WAL is archived, and what waits along with it.
-func (a *app) pusherOptions(c *catalog.Catalog) archive.PusherOptions {
-	limits := a.config.Limits
-	memory, most := c.PutMemory(), limits.UploadConcurrency
-	switch a.config.Storage.Kind {
-	case config.KindFile: // more would only take the processors from the file that PostgreSQL waits for
-		most = min(most, cores())
-	default:
-		memory += segmentMemory
-	}
-	atOnce := min(a.workers(most, memory), most) - 1 // one is what PostgreSQL waits for
-	files := a.config.WAL.PushedAtMost - 1
-	if atOnce == 0 {
-		files = 0
-	}
+// pusherOptions say how WAL is archived, all but how much of it at the same time.
+func (a *app) pusherOptions() archive.PusherOptions {
 	return archive.PusherOptions{
 		Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta,
-		Files: files, AtOnce: atOnce, Archive: a.archiveID(c), Spool: a.config.WAL.PrefetchDir,
+		Files: a.config.WAL.PushedAtMost - 1, Archive: a.archiveID(), Spool: a.config.WAL.PrefetchDir,
 	}
 }
 
+// aheadAtOnce is how many files are archived at the same time beside the one that PostgreSQL waits for.
+func (a *app) aheadAtOnce(c *catalog.Catalog) int {
+	memory, most := c.PutMemory(), a.config.Limits.UploadConcurrency
+	switch a.config.Storage.Kind {
+	case config.KindFile: // more would only take the processors from the file that PostgreSQL waits for
+		most = min(most, max(2, cores()))
+	default:
+		memory += segmentMemory
+	}
+	return min(a.workers(most, memory), most) - 1
+}
+
 // archiveID tells archives apart that may have one name: on several endpoints, or on a disk that is mounted in the other's place.
-func (a *app) archiveID(c *catalog.Catalog) string {
+func (a *app) archiveID() string {
 	cfg := a.config
-	parts := []string{string(cfg.Storage.Kind), c.String(), cfg.S3.Endpoint, cfg.S3.Region, cfg.S3.DefaultRegion, cfg.GCS.Emulator}
+	parts := []string{
+		string(cfg.Storage.Kind), cfg.Storage.Bucket, cfg.Storage.Path, cfg.Storage.Folder, cfg.Storage.Target,
+		cfg.S3.Endpoint, cfg.S3.Region, cfg.S3.DefaultRegion, cfg.GCS.Emulator,
+	}
 	if cfg.Storage.Kind == config.KindFile {
 		var st unix.Stat_t
-		if err := unix.Stat(cfg.Storage.Path, &st); err == nil {
-			parts = append(parts, strconv.FormatUint(st.Dev, 10), strconv.FormatUint(st.Ino, 10))
+		if err := unix.Stat(cfg.Storage.Path, &st); err != nil {
+			return "" // see PusherOptions.Archive
 		}
+		parts = append(parts, strconv.FormatUint(st.Dev, 10), strconv.FormatUint(st.Ino, 10))
 	}
 	hash := sha256.Sum256([]byte(strings.Join(parts, "\n")))
 	return hex.EncodeToString(hash[:16])

@@ -75,7 +75,7 @@ type server struct {
 const acceptPause = 100 * time.Millisecond
 
 func (s *server) accept(ctx, work context.Context, listener *net.UnixListener) error {
-	defer listener.Close()
+	defer func() { _ = listener.Close() }() // closed already, unless it failed
 	slots := make(chan struct{}, s.o.Connections)
 	for {
 		select {

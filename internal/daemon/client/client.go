@@ -146,7 +146,7 @@ func (r Request) ask() (answer byte, problem string) {
 		return 0, "no socket: " + err.Error()
 	}
 	c := conn{fd, time.Now().Add(r.ConnectionTimeout)}
-	defer syscall.Close(fd)
+	defer func() { _ = syscall.Close(fd) }() // the process ends
 	if problem := c.connect(r.Socket); problem != "" {
 		return 0, problem
 	}
@@ -201,7 +201,7 @@ func place() []byte {
 	if err := syscall.Stat("pg_wal", &st); err != nil {
 		return nil
 	}
-	return wire.Place{Device: uint64(st.Dev), Inode: st.Ino}.Append(nil)
+	return wire.Place{Device: st.Dev, Inode: st.Ino}.Append(nil)
 }
 
 // inArchiveRecovery says what archive.RecoveryState says.
@@ -259,7 +259,7 @@ func (c *conn) repeat(what string, call func() error) (problem string) {
 		if problem := c.limit(); problem != "" {
 			return problem
 		}
-		switch err := call(); err {
+		switch err := call(); err { //nolint:errorlint // system calls return bare numbers, and the package errors is not needed here
 		case nil:
 			return ""
 		case syscall.EINTR:

@@ -32,7 +32,7 @@ func arguments() []string {
 	if err != nil {
 		return nil
 	}
-	defer syscall.Close(fd)
+	defer func() { _ = syscall.Close(fd) }() // nothing was written
 	b := make([]byte, argumentsLimit)
 	n, err := syscall.Read(fd, b)
 	if err != nil || n <= 0 || n == len(b) {
