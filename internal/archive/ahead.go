@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/wal"
 )
 
@@ -36,6 +37,8 @@ type PusherOptions struct {
 
 	Files  int // how many files may be archived ahead: by a call, or without having been asked for yet; 0 for none
 	AtOnce int // how many of them at the same time
+	// Ahead is the archive for these, opened so that one of them takes little memory; nil is that of Deps.
+	Ahead *catalog.Catalog
 	// Archive identifies where files are archived: what was archived elsewhere is not archived. "" is not known, and nothing is archived ahead.
 	Archive string
 	// Spool is where the folder lies in which a process tells later ones what it has archived ahead; "" is beside the data directory, or beside
@@ -73,6 +76,9 @@ type early struct {
 
 // NewPusher returns a Pusher, which is to be closed. When ctx ends, so does what is archived ahead.
 func NewPusher(ctx context.Context, d Deps, o PusherOptions) *Pusher {
+	if o.Ahead == nil {
+		o.Ahead = d.Catalog
+	}
 	p := &Pusher{Deps: d, o: o, known: map[string]*early{}, asked: map[string]int{}}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
@@ -302,7 +308,7 @@ func (p *Pusher) pushEarly(path string, e *early) bool {
 		return false
 	}
 	if err == nil {
-		err = pushFile(p.ctx, Deps{p.Catalog, log}, PushOptions{Path: path, Timeout: p.o.Timeout, Blocks: p.o.Blocks}, f)
+		err = pushFile(p.ctx, Deps{p.o.Ahead, log}, PushOptions{Path: path, Timeout: p.o.Timeout, Blocks: p.o.Blocks}, f)
 	}
 	if err == nil {
 		e.mark, err = p.unchanged(path, before)

@@ -242,16 +242,15 @@ func (r *resident) generate(ctx context.Context) (*generation, error) {
 		return nil, err
 	}
 	a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
-	writer, _, err := a.openCatalog(opening, toEncrypt)
-	if err != nil {
+	o := a.pusherOptions()
+	o.Resident = true
+	o.Timeout = min(o.Timeout, a.config.WAL.DaemonPushTimeout)
+	var err error
+	if g.pusher, err = a.openPusher(opening, context.WithoutCancel(ctx), o); err != nil {
 		a.close()
 		return nil, err
 	}
 	g.reader, _, g.noReader = a.openCatalog(opening, toDecrypt)
-	o := a.pusherOptions()
-	o.Resident, o.AtOnce = true, a.aheadAtOnce(writer)
-	o.Timeout = min(o.Timeout, a.config.WAL.DaemonPushTimeout)
-	g.pusher = archive.NewPusher(context.WithoutCancel(ctx), archive.Deps{Catalog: writer, Log: a.log}, o)
 	return g, nil
 }
 

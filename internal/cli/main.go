@@ -23,6 +23,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/fs"
 )
 
@@ -79,7 +80,8 @@ type app struct {
 	log     *slog.Logger
 	logFile *logFile // nil if the log goes elsewhere
 	closers []func() error
-	cipher  crypt.Cipher // of the open archive
+	cipher  crypt.Cipher  // of the open archive
+	store   storage.Store // that it lies in
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
 	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 	files      *fs.Store // the archive where it is a directory, else nil

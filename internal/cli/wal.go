@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -13,7 +14,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
-	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -56,12 +56,10 @@ func (a *app) walPush() *cobra.Command {
 			if archive.ArchivedAhead(a.log, args[0], o) {
 				return nil
 			}
-			c, _, err := a.openCatalog(cmd.Context(), toEncrypt)
+			p, err := a.openPusher(cmd.Context(), cmd.Context(), o)
 			if err != nil {
 				return err
 			}
-			o.AtOnce = a.aheadAtOnce(c)
-			p := archive.NewPusher(cmd.Context(), archive.Deps{Catalog: c, Log: a.log}, o)
 			defer p.Close()
 			return p.Push(cmd.Context(), args[0])
 		},
@@ -73,24 +71,37 @@ func (a *app) walPush() *cobra.Command {
 // segmentMemory is what a store buffers of a segment, in bytes: all of it, of the usual size, where an upload needs to know its length.
 const segmentMemory = 16 << 20
 
-// pusherOptions say how WAL is archived, all but how much of it at the same time.
+// openPusher opens the archive for a Pusher, all of whose files together take no more memory than there is for WAL. What it archives ahead ends with life.
+func (a *app) openPusher(ctx, life context.Context, o archive.PusherOptions) (*archive.Pusher, error) {
+	c, _, err := a.openCatalog(ctx, toEncrypt)
+	if err != nil {
+		return nil, err
+	}
+	if o.Ahead, err = a.forMany(); err != nil {
+		return nil, err
+	}
+	most := a.config.Limits.UploadConcurrency - 1 // one is what PostgreSQL waits for
+	first, each := c.PutMemory(), o.Ahead.PutMemory()
+	switch a.config.Storage.Kind {
+	case config.KindFile: // more would only take the processors from each other
+		if most = min(most, cores()); !o.Resident {
+			most = min(most, max(1, cores()-1))
+		}
+	default:
+		first += segmentMemory
+		each += segmentMemory
+	}
+	memory := min(walMemory, a.config.Limits.Memory*3/2)
+	o.AtOnce = min(most, int(max(1, (memory-first)/each)))
+	return archive.NewPusher(life, archive.Deps{Catalog: c, Log: a.log}, o), nil
+}
+
+// pusherOptions say how WAL is archived.
 func (a *app) pusherOptions() archive.PusherOptions {
 	return archive.PusherOptions{
 		Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta,
 		Files: a.config.WAL.PushedAtMost - 1, Archive: a.archiveID(), Spool: a.config.WAL.PrefetchDir,
 	}
-}
-
-// aheadAtOnce is how many files are archived at the same time beside the one that PostgreSQL waits for.
-func (a *app) aheadAtOnce(c *catalog.Catalog) int {
-	memory, most := c.PutMemory(), a.config.Limits.UploadConcurrency
-	switch a.config.Storage.Kind {
-	case config.KindFile: // more would only take the processors from the file that PostgreSQL waits for
-		most = min(most, max(2, cores()))
-	default:
-		memory += segmentMemory
-	}
-	return min(a.workers(most, memory), most) - 1
 }
 
 // archiveID tells archives apart that may have one name: on several endpoints, or on a disk that is mounted in the other's place.
