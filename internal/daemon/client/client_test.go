@@ -105,7 +105,12 @@ func TestAnswersBecomeExitCodes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(recovering, "recovery.signal"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	resting := t.TempDir()
+	resting, standby := t.TempDir(), t.TempDir()
+	for _, name := range []string{"recovery.signal", "standby.signal"} { // a standby, says xlogrecovery.c
+		if err := os.WriteFile(filepath.Join(standby, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, c := range []struct {
 		answer string
 		dest   string // directory of the data; "" archives
@@ -126,6 +131,8 @@ func TestAnswersBecomeExitCodes(t *testing.T) {
 		{"OX", recovering, exitStopRecovery},
 		{"", recovering, exitStopRecovery},
 		{"ON", resting, exitAbsent},
+		{"ON", standby, exitAbsent},
+		{"OE", standby, exitFailed},
 		{"OE", resting, exitFailed},
 	} {
 		socket, sent := listening(t, c.answer)
