@@ -154,7 +154,7 @@ func TestTheClientImportsNextToNothing(t *testing.T) {
 			continue
 		}
 		for _, spec := range f.ast.Imports {
-			if imported := importPath(spec); !slices.Contains([]string{"syscall", "time", module + "/internal/daemon/wire"}, imported) {
+			if imported := importPath(spec); !slices.Contains([]string{"errors", "syscall", "time", module + "/internal/daemon/wire"}, imported) {
 				t.Errorf("%s: imports %s, which takes time to initialise before the client can begin", f.path, imported)
 			}
 		}

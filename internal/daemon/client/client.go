@@ -9,6 +9,7 @@
 package client
 
 import (
+	"errors"
 	"syscall"
 	"time"
 
@@ -259,11 +260,11 @@ func (c *conn) repeat(what string, call func() error) (problem string) {
 		if problem := c.limit(); problem != "" {
 			return problem
 		}
-		switch err := call(); err { //nolint:errorlint // system calls return bare numbers, and the package errors is not needed here
-		case nil:
+		switch err := call(); {
+		case err == nil:
 			return ""
-		case syscall.EINTR:
-		case syscall.EAGAIN, syscall.EINPROGRESS:
+		case errors.Is(err, syscall.EINTR):
+		case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINPROGRESS):
 			return tooLate
 		default:
 			return what + ": " + err.Error()
