@@ -68,7 +68,7 @@ func (a *app) daemonClient() *cobra.Command {
 			"-timeout (" + client.DefaultTimeout.String() + ") bounds the waiting for the daemon's answer, -connection-timeout (" + client.DefaultConnectionTimeout.String() + ")\n" +
 			"for the connection. It has no other flags and reads no settings. A link named " + client.Called + " is the same command.\n\n" +
 			"Exit codes: 0 done; 74 the archive does not hold the file; 200 any failure of wal-fetch while PostgreSQL is in archive recovery; 1 any other.",
-		DisableFlagParsing: true,
+		DisableFlagParsing: true, Args: cobra.ArbitraryArgs, // see client.Parse
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if r, ok := client.Parse(args); ok {
 				if code := r.Run(); code != exitOK {
