@@ -47,6 +47,12 @@ var boundaries = []boundary{
 		"internal/archive", []string{"internal/hint", "internal/catalog", "internal/changes", "internal/pgdata", "internal/wal"},
 		"the archiver's commands must work while no connection can be had",
 	},
+	{"internal/daemon/wire", nil, "the client uses it before anything else is initialised"},
+	{"internal/daemon/client", []string{"internal/daemon/wire"}, "it runs before anything else is initialised, and must not have that initialised first"},
+	{
+		"internal/daemon", []string{"internal/daemon/wire", "internal/hint"},
+		"it speaks with clients; what they ask for is done by jobs, which cli puts behind it",
+	},
 	{
 		"internal/retention", []string{"internal/hint", "internal/catalog", "internal/wal"},
 		"what may go is decided from the catalog alone",
@@ -136,6 +142,21 @@ func TestImportsPointDownOnly(t *testing.T) {
 			}
 			if !slices.ContainsFunc(row.imports, func(allowed string) bool { return covers(allowed, imported) }) {
 				t.Errorf("%s: %s must not import %s: %s", f.path, f.pkg, imported, row.reason)
+			}
+		}
+	}
+}
+
+// Each package that the client imports is initialised before it, and so is what that one imports.
+func TestTheClientImportsNextToNothing(t *testing.T) {
+	t.Parallel()
+	for _, f := range goFiles(t) {
+		if f.test || f.pkg != "internal/daemon/client" && f.pkg != "internal/daemon/wire" {
+			continue
+		}
+		for _, spec := range f.ast.Imports {
+			if imported := importPath(spec); !slices.Contains([]string{"errors", "syscall", "time", module + "/internal/daemon/wire"}, imported) {
+				t.Errorf("%s: imports %s, which takes time to initialise before the client can begin", f.path, imported)
 			}
 		}
 	}

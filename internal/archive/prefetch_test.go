@@ -239,8 +239,8 @@ func spooled(t testing.TB, dir string) (names []string) {
 	return names
 }
 
-// settled waits until the spool holds the segments given, numbers of a timeline; the bubble's time passes at once.
-func settled(t testing.TB, dir string, timeline wal.Timeline, numbers ...uint64) {
+// spoolHolds waits until the spool holds the segments given, numbers of a timeline; the bubble's time passes at once.
+func spoolHolds(t testing.TB, dir string, timeline wal.Timeline, numbers ...uint64) {
 	t.Helper()
 	var want []string
 	for _, n := range numbers {
@@ -286,7 +286,7 @@ func TestSegmentsAreFetchedAheadToTheEndOfTheArchive(t *testing.T) {
 		if _, err := asks(t, f, dir, nameOf(1, last+1)); !errors.Is(err, ErrAbsent) {
 			t.Errorf("behind the end: %v", err)
 		}
-		settled(t, dir, 1)
+		spoolHolds(t, dir, 1)
 	})
 	for n := uint64(2); n <= last; n++ {
 		if got := reads(nameOf(1, n)); got != 1 {
@@ -416,9 +416,9 @@ func TestFetchingAheadEndsWithTheServersInterest(t *testing.T) {
 				if _, err := asks(t, f, dir, nameOf(1, 2)); err != nil {
 					t.Fatal(err)
 				}
-				settled(t, dir, 1, 3, 4)
+				spoolHolds(t, dir, 1, 3, 4)
 				c.end(t, dir)
-				settled(t, dir, 1)
+				spoolHolds(t, dir, 1)
 				time.Sleep(aliveEvery)
 				if !strings.Contains(log.String(), c.says) {
 					t.Errorf("log:\n%s", log.String())
@@ -450,7 +450,7 @@ func TestFetchingAheadFollowsTheServerToAnotherTimelineAndBack(t *testing.T) {
 				t.Fatalf("timeline %d, segment %d: %d bytes, %v", c.timeline, c.number, len(got), err)
 			}
 			time.Sleep(time.Second)
-			settled(t, dir, c.timeline, c.ahead...)
+			spoolHolds(t, dir, c.timeline, c.ahead...)
 		}
 	})
 }
@@ -473,7 +473,7 @@ func TestOneProcessFetchesAheadAndTidiesUpAfterTheOneBefore(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- RunPrefetch(ctx, d, o, ahead) }()
-		settled(t, dir, 1, 3, 4)
+		spoolHolds(t, dir, 1, 3, 4)
 		if err := RunPrefetch(ctx, d, o, ahead); !errors.Is(err, errBusy) {
 			t.Errorf("a second one: %v", err)
 		}
@@ -484,7 +484,7 @@ func TestOneProcessFetchesAheadAndTidiesUpAfterTheOneBefore(t *testing.T) {
 			if err := RunPrefetch(ctx, d, later, ahead); !errors.Is(err, errBusy) {
 				t.Errorf("one for segment %d: %v", number, err)
 			}
-			settled(t, dir, 1, 5, 6)
+			spoolHolds(t, dir, 1, 5, 6)
 		}
 		if exists(filepath.Join(s.dir, segmentsName, "of another server")) || reads(nameOf(1, 3)) != 0 || reads(nameOf(1, 4)) != 1 {
 			t.Errorf("segment 3 was read %d times, 4 %d times", reads(nameOf(1, 3)), reads(nameOf(1, 4)))

@@ -48,7 +48,17 @@ const copySize = 256 << 10
 
 // Push archives one file under its name. A file that is archived already with the same content is a success; with other
 // content it is [ErrDifferentContent].
-func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
+func Push(ctx context.Context, d Deps, o PushOptions) error {
+	f, err := openFile(o.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return pushFile(ctx, d, o, f)
+}
+
+// pushFile is Push for a file that is open.
+func pushFile(ctx context.Context, d Deps, o PushOptions, f *file) (err error) {
 	began := time.Now()
 	ctx, cancel := withDeadline(ctx, o.Timeout, "archiving "+o.Path)
 	defer cancel()
@@ -57,11 +67,6 @@ func Push(ctx context.Context, d Deps, o PushOptions) (err error) {
 			err = errors.Join(cause, err)
 		}
 	}()
-	f, err := openFile(o.Path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	if o.Blocks {
 		defer func() {
 			if err == nil {

@@ -35,6 +35,9 @@ func spoolDir(path, base string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if owner, err := ownerOf(data); err != nil || owner != os.Geteuid() { // what an administrator's account made would be in the server's way
+		return "", errors.Join(fmt.Errorf("cannot use a spool: %s belongs to user %d", data, owner), err)
+	}
 	walDir, err := filepath.EvalSymlinks(filepath.Join(data, "pg_wal"))
 	if err != nil {
 		return "", err
@@ -66,6 +69,14 @@ func spoolDir(path, base string) (string, error) {
 		}
 	}
 	return dir, nil
+}
+
+func ownerOf(path string) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return int(st.Uid), nil
 }
 
 // dataDirOf finds the real path of the data directory that a WAL file lies in.

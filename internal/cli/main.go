@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/signal"
 	"os/user"
 	"slices"
@@ -24,6 +23,7 @@ import (
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/hint"
+	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/fs"
 )
 
@@ -84,8 +84,10 @@ type app struct {
 	rates   rates
 	hangups *hangups // nil: none come
 	log     *slog.Logger
+	logFile *logFile // nil if the log goes elsewhere
 	closers []func() error
-	cipher  crypt.Cipher // of the open archive
+	cipher  crypt.Cipher  // of the open archive
+	store   storage.Store // that it lies in
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
 	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 	files      *fs.Store // the archive where it is a directory, else nil
@@ -126,7 +128,7 @@ func (a *app) command(name string) *cobra.Command {
 	pf.StringVar(&a.file, "config", "", "configuration `file` (json, yaml, toml, env)")
 	pf.BoolVar(&a.turbo, "turbo", false, "ignore the rate limits for this run")
 	a.addSettingFlags(root)
-	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walPrefetch(), a.walShow(), a.walVerify(),
+	root.AddCommand(a.backupPush(), a.backupFetch(), a.backupList(), a.backupShow(), a.backupMark(), a.backupVerify(), a.walPush(), a.walFetch(), a.walPrefetch(), a.daemon(), a.daemonClient(), a.walShow(), a.walVerify(),
 		a.delete(), a.archive(), a.copy(), a.storageTools(), a.settings())
 	root.AddCommand(a.notYet()...)
 	return root
@@ -194,12 +196,12 @@ func (a *app) load(quiet bool) error {
 func (a *app) openLog() error {
 	var out io.Writer = a.screen
 	if dest := a.config.Log.Destination; dest != "stderr" {
-		f, err := os.OpenFile(dest, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+		f, err := openLogFile(dest)
 		if err != nil {
 			return fmt.Errorf("cannot open the log: %w", err)
 		}
 		a.closers = append(a.closers, f.Close)
-		out = masked{f, a.screen.mask}
+		a.logFile, out = f, masked{f, a.screen.mask}
 	}
 	options := &slog.HandlerOptions{Level: map[string]slog.Level{
 		"ERROR": slog.LevelError, "NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug,

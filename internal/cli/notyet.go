@@ -16,7 +16,6 @@ var missing = []struct{ name, instead string }{
 	{"catchup-push", "take a backup and restore it where the standby is"},
 	{"catchup-receive", "take a backup and restore it where the standby is"},
 	{"catchup-send", "take a backup and restore it where the standby is"},
-	{"daemon", "let archive_command and restore_command call wal-push and wal-fetch, which start within milliseconds"},
 	{"pgbackrest", "restore repositories of pgBackRest with pgBackRest"},
 	{"wal-receive", "archive with archive_command"},
 	{"wal-restore", "restore a backup, or use pg_rewind with its --restore-target-wal"},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gitlab.com/walden-pg/walden/internal/daemon/client"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
@@ -33,6 +34,8 @@ func personalityOf(called string) personality {
 		return walG{}
 	case "wal-e":
 		return &walE{}
+	case client.Called:
+		return daemonClient{}
 	}
 	return itself{}
 }
@@ -50,6 +53,16 @@ func (itself) logsTo() string { return "stderr" }
 
 func (itself) printError(a *app, err error) { printError(a.screen, err) }
 func (itself) exitCode(err error) int       { return exitCode(err) }
+
+// daemonClient is the one command of WAL-G's client for the daemon.
+type daemonClient struct{ itself }
+
+func (daemonClient) command(a *app) *cobra.Command {
+	cmd := a.daemonClient()
+	cmd.Use = strings.Replace(cmd.Use, client.Command, client.Called, 1)
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	return cmd
+}
 
 // walG speaks as WAL-G does. Its commands, flags and exit codes are walden's own; see docs/migration.md for what differs.
 type walG struct{}

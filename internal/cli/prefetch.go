@@ -20,20 +20,13 @@ import (
 
 // prefetch says how up to ahead segments are fetched ahead. As in WAL-G, one download at a time is that of the file that PostgreSQL asks for.
 func (a *app) prefetch(ahead int) archive.Prefetch {
-	if a.config.Limits.DownloadConcurrency == 1 {
+	id := a.archiveID()
+	if a.config.Limits.DownloadConcurrency == 1 || id == "" {
 		ahead = 0
 	}
 	return archive.Prefetch{
-		Dir: a.config.WAL.PrefetchDir, Limit: ahead, AtOnce: a.workers(min(ahead, 2*cores()), unpackMemory), Archive: a.archiveID(),
+		Dir: a.config.WAL.PrefetchDir, Limit: ahead, AtOnce: a.workers(min(ahead, 2*cores()), unpackMemory), Archive: id,
 	}
-}
-
-// archiveID tells the archive of the settings from any other, for what is kept on this host. It holds no secrets.
-func (a *app) archiveID() string {
-	s := a.config.Storage
-	return fmt.Sprintf("%q", []string{
-		string(s.Kind), s.Bucket, s.Path, s.Folder, s.Target, a.config.S3.Endpoint, a.config.S3.Region, a.config.S3.DefaultRegion, a.config.GCS.Emulator,
-	})
 }
 
 // handedOver is what wal-fetch gives to the process that it starts: what stood on its own command line, where others could read it, stands on no other.

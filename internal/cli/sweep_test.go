@@ -101,6 +101,8 @@ func sweepJobs() []sweepJob {
 		{name: "wal-push to an archive of WAL without identity", failed: exitError,
 			prepare: func(r *trial) { r.remove("walden_identity.json", keysIn(r.t, r.store, "basebackups_005/")...) },
 			args:    func(r *trial) []string { return []string{"wal-push", r.fresh} }, check: freshIsArchivedOrAbsent},
+		{name: "wal-push with a neighbour that waits", failed: exitError, prepare: (*trial).twoWait,
+			args: func(r *trial) []string { return []string{"wal-push", r.waiting()[0]} }, check: bothAreArchivedOrAbsent},
 		{name: "wal-fetch", failed: exitStopRecovery, prepare: (*trial).inArchiveRecovery, args: walFetch(archived), check: fetchedWALIsRight},
 		{name: "wal-fetch under another codec", failed: exitStopRecovery, prepare: func(r *trial) {
 			r.inArchiveRecovery()
@@ -911,6 +913,65 @@ func (r *trial) archivedOrAbsent(file string, code int) {
 			r.t.Fatal(err)
 		}
 	}
+}
+
+// waiting are the paths of two segments that wait, one behind the other: the fresh one, and the one before it.
+func (r *trial) waiting() [2]string {
+	r.t.Helper()
+	info, err := os.Stat(r.fresh)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	second, err := wal.ParseSegment(filepath.Base(r.fresh), info.Size())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	first := wal.Segment{Timeline: second.Timeline, Number: second.Number - 1}
+	dir := filepath.Join(r.dir, "data", "pg_wal")
+	return [2]string{filepath.Join(dir, first.Name(info.Size())), filepath.Join(dir, filepath.Base(r.fresh))}
+}
+
+// twoWait makes a data directory in which two segments wait that are not in the archive.
+func (r *trial) twoWait() {
+	r.t.Helper()
+	copied := func(to, from string) {
+		content, err := os.ReadFile(from)
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(to), 0o700)
+		}
+		if err == nil {
+			err = os.WriteFile(to, content, 0o600)
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	copied(filepath.Join(r.dir, "data", pgdata.ControlName), filepath.Join(r.postgres.DataDir, pgdata.ControlName))
+	for _, path := range r.waiting() {
+		name := filepath.Base(path)
+		copied(path, filepath.Join(r.kept, name))
+		copied(filepath.Join(filepath.Dir(path), "archive_status", name+".ready"), os.DevNull)
+		for _, key := range keysIn(r.t, r.store, "wal_005/") {
+			if strings.HasPrefix(key, "wal_005/"+name) {
+				r.remove(key)
+			}
+		}
+	}
+	time.Sleep(50 * time.Millisecond) // until the files count as settled; a sooner run leaves the second one to its own call
+}
+
+// bothAreArchivedOrAbsent: the archive holds either file once, with its content, or not at all, and a success means that it does; that of the second one is
+// asked for now, when it may have been archived ahead.
+func bothAreArchivedOrAbsent(r *trial, o outcome) {
+	r.t.Helper()
+	both := r.waiting()
+	r.archivedOrAbsent(both[0], o.code)
+	var next outcome
+	r.inBubble(func() { next = r.command(seams{retried: r.archiving}, r.environ, "wal-push", both[1]) })
+	if next.code != exitOK {
+		r.errorf("the second file's own call: exit code %d\n%s", next.code, next.stderr)
+	}
+	r.archivedOrAbsent(both[1], next.code)
 }
 
 // archiveFresh archives the file that is to be archived again.

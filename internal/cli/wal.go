@@ -2,13 +2,19 @@ package cli
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"runtime/debug"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"gitlab.com/walden-pg/walden/internal/archive"
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
@@ -35,7 +41,8 @@ func (a *app) walPush() *cobra.Command {
 		Use:   "wal-push PATH",
 		Short: "Archive one WAL file (archive_command)",
 		Long: "Archives one file under its own name:\n\n    archive_command = 'walden wal-push %p'\n\n" +
-			"It succeeds when the storage has confirmed the file, or holds it already with the same content. It never overwrites.",
+			"It succeeds when the storage has confirmed the file, or holds it already with the same content. It never overwrites.\n" +
+			"Segments that wait behind it are archived along with it, as far as TOTAL_BG_UPLOADED_LIMIT and WALG_UPLOAD_CONCURRENCY allow.",
 		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			shortLived()
@@ -44,16 +51,74 @@ func (a *app) walPush() *cobra.Command {
 			}
 			a.setTarget(target)
 			a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
-			c, _, err := a.openCatalog(cmd.Context(), toEncrypt)
+			o := a.pusherOptions()
+			if archive.ArchivedAhead(a.log, args[0], o) {
+				return nil
+			}
+			p, err := a.openPusher(cmd.Context(), cmd.Context(), o)
 			if err != nil {
 				return err
 			}
-			return archive.Push(cmd.Context(), archive.Deps{Catalog: c, Log: a.log},
-				archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta})
+			defer p.Close()
+			return p.Push(cmd.Context(), args[0])
 		},
 	}
 	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")
 	return cmd
+}
+
+// segmentMemory is what a store buffers of a segment, in bytes: all of it, of the usual size, where an upload needs to know its length.
+const segmentMemory = 16 << 20
+
+// openPusher opens the archive for a Pusher, all of whose files together take no more memory than there is for WAL. What it archives ahead ends with life.
+func (a *app) openPusher(ctx, life context.Context, o archive.PusherOptions) (*archive.Pusher, error) {
+	c, _, err := a.openCatalog(ctx, toEncrypt)
+	if err != nil {
+		return nil, err
+	}
+	if o.Ahead, err = a.forMany(); err != nil {
+		return nil, err
+	}
+	most := a.config.Limits.UploadConcurrency - 1 // one is what PostgreSQL waits for
+	first, each := c.PutMemory(), o.Ahead.PutMemory()
+	switch a.config.Storage.Kind {
+	case config.KindFile: // more would only take the processors from each other
+		if most = min(most, cores()); !o.Resident {
+			most = min(most, max(1, cores()-1))
+		}
+	default:
+		first += segmentMemory
+		each += segmentMemory
+	}
+	memory := min(walMemory, a.config.Limits.Memory*3/2)
+	o.AtOnce = min(most, int(max(1, (memory-first)/each)))
+	return archive.NewPusher(life, archive.Deps{Catalog: c, Log: a.log}, o), nil
+}
+
+// pusherOptions say how WAL is archived.
+func (a *app) pusherOptions() archive.PusherOptions {
+	return archive.PusherOptions{
+		Timeout: a.config.WAL.Timeout, Blocks: a.config.Backup.UseWALDelta,
+		Files: a.config.WAL.PushedAtMost - 1, Archive: a.archiveID(), Spool: a.config.WAL.PrefetchDir,
+	}
+}
+
+// archiveID tells archives apart that may have one name: on several endpoints, or on a disk that is mounted in the other's place.
+func (a *app) archiveID() string {
+	cfg := a.config
+	parts := []string{
+		string(cfg.Storage.Kind), cfg.Storage.Bucket, cfg.Storage.Path, cfg.Storage.Folder, cfg.Storage.Target,
+		cfg.S3.Endpoint, cfg.S3.Region, cfg.S3.DefaultRegion, cfg.GCS.Emulator,
+	}
+	if cfg.Storage.Kind == config.KindFile {
+		var st unix.Stat_t
+		if err := unix.Stat(cfg.Storage.Path, &st); err != nil {
+			return "" // see PusherOptions.Archive
+		}
+		parts = append(parts, strconv.FormatUint(st.Dev, 10), strconv.FormatUint(st.Ino, 10))
+	}
+	hash := sha256.Sum256([]byte(strings.Join(parts, "\n")))
+	return hex.EncodeToString(hash[:16])
 }
 
 func (a *app) walFetch() *cobra.Command {

@@ -81,7 +81,7 @@ func TestEveryCommandAndFlagOfWALGIsAnswered(t *testing.T) {
 			"add-user-data without-files-metadata target-storage",
 		"backup-fetch": "mask restore-spec reverse-unpack skip-redundant-tars restore-only target-user-data target-storage",
 		"backup-list":  "pretty json detail target-storage",
-		"wal-push":     "target-storage", "wal-fetch": "target-storage", "wal-prefetch": setting, "flags": setting,
+		"wal-push":     "target-storage", "wal-fetch": "target-storage", "wal-prefetch": setting, "daemon": setting, "flags": setting,
 	}
 	shorthands := map[string]string{"full": "f", "permanent": "p", "verify": "v", "store-all-corrupt": "s", "rating-composer": "r", "copy-composer": "c", "database-composer": "b"}
 	root := walG{}.command(&app{screen: newScreen(&bytes.Buffer{})})
@@ -112,7 +112,7 @@ func TestEveryCommandAndFlagOfWALGIsAnswered(t *testing.T) {
 			t.Errorf("%s succeeds", m.name)
 		}
 	}
-	want := strings.Fields("catchup-fetch catchup-list catchup-push catchup-receive catchup-send daemon pgbackrest wal-receive wal-restore")
+	want := strings.Fields("catchup-fetch catchup-list catchup-push catchup-receive catchup-send pgbackrest wal-receive wal-restore")
 	if !slices.Equal(refused, want) {
 		t.Errorf("refused are %v", refused)
 	}

@@ -222,8 +222,12 @@ type WAL struct {
 	Timeout time.Duration // for the whole command, retries included
 	// EndRecoveryBefore names a segment or history file before which archive recovery is to end; "" for none.
 	EndRecoveryBefore string
-	// PrefetchDir is the directory for segments that are fetched ahead; "" for beside the cluster.
+	// PushedAtMost is how many segments a wal-push archives at most, the one that PostgreSQL asks for included.
+	PushedAtMost int
+	// PrefetchDir is where the spool lies; "" is beside the cluster.
 	PrefetchDir string
+	// DaemonPushTimeout is for the daemon, to archive one file.
+	DaemonPushTimeout time.Duration
 	// IntegrityMaxDelayed is how many segments may be missing at the end of the archive when it is verified.
 	IntegrityMaxDelayed int
 }

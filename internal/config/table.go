@@ -572,13 +572,13 @@ func wal() []Definition {
 				"does without all that follows. Or the name of a lost history file: that timeline and all newer ones are not " +
 				"followed. To be unset after that recovery.",
 			field: func(c *Config) any { return &c.WAL.EndRecoveryBefore }},
-		{Name: "TOTAL_BG_UPLOADED_LIMIT", Type: Integer, Default: "1",
+		{Name: "TOTAL_BG_UPLOADED_LIMIT", Type: Integer, Default: "32", bounds: between(1, 1024),
 			Help: "Segments that one wal-push may archive: the one that PostgreSQL asks for, and others that already wait. " +
-				"1 archives the one only.",
-			Effect: "wal-push archives the segment that PostgreSQL asks for and no other"},
+				"1 archives the one only. In the daemon: one more than it archives before PostgreSQL asks for them.",
+			field: func(c *Config) any { return &c.WAL.PushedAtMost }},
 		{Name: "WALG_PREFETCH_DIR", Type: Path,
-			Help: "Directory for segments that are fetched before PostgreSQL asks for them. Without it they lie beside `pg_wal` where that is " +
-				"a link out of the data directory, else beside the data directory; never in either.",
+			Help: "Directory for what is kept between calls: segments that are fetched before PostgreSQL asks for them, and notes of those that were " +
+				"archived before. Without it that lies beside `pg_wal` where that is a link out of the data directory, else beside the data directory; never in either.",
 			field: func(c *Config) any { return &c.WAL.PrefetchDir }},
 		{Name: "WALG_PREVENT_WAL_OVERWRITE", Type: Boolean, Default: "true",
 			Help:   "Never replace a WAL segment in the archive by one with other content. WAL-G's own default is `false`.",
@@ -596,7 +596,9 @@ func wal() []Definition {
 			Help:   "Segments that may still be missing at the end of the archive when wal-verify looks.",
 			field:  func(c *Config) any { return &c.WAL.IntegrityMaxDelayed }},
 		{Name: "WALG_DAEMON_WAL_UPLOAD_TIMEOUT", Type: Duration, Default: "60s",
-			Help: "Longest time that the daemon takes for a segment.", Effect: "walden has no daemon; WALDEN_WAL_TIMEOUT bounds wal-push"},
+			bounds: waiting(),
+			Help:   "Longest time that the daemon takes to archive a file. The client is then told that it failed, and PostgreSQL asks again.",
+			field:  func(c *Config) any { return &c.WAL.DaemonPushTimeout }},
 	})
 }
 
