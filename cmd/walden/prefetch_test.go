@@ -203,7 +203,7 @@ func TestPrefetchStopsRecoveryAtAFaultOfTheArchive(t *testing.T) {
 		}},
 		{"a segment is damaged", "damaged", func(t *testing.T, s *site) func() { return damage(t, s.object(faulty+".lz4")) }},
 		{"a segment ends early", "the log ends inside of the segment", func(t *testing.T, s *site) func() {
-			b := slices.Clone(r.raw[faulty])
+			b := slices.Clone(r.raw(t, faulty))
 			clear(b[lastRecordByte(b)/2&^8191:])
 			move(t, s.object(faulty+".lz4"), filepath.Join(s.dir, faulty))
 			put(t, s.object(faulty), b)

@@ -148,10 +148,10 @@ const (
 // ruin is an archive that a fault is put into.
 type ruin struct {
 	*site
-	segment string            // that is damaged
-	raw     map[string][]byte // contents of segments
-	other   string            // another segment
-	size    int               // of a segment
+	segment string                   // that is damaged
+	raw     func(name string) []byte // what segments hold
+	other   string                   // another segment
+	size    int                      // of a segment
 	undo    []func()
 }
 
@@ -274,7 +274,7 @@ func (s *site) unseen(t *testing.T, server *testenv.Postgres, change func()) {
 func edited(change func(b []byte, c *ruin) []byte) func(*testing.T, *ruin) {
 	return func(t *testing.T, c *ruin) {
 		t.Helper()
-		c.replace(t, c.segment, change(bytes.Clone(c.raw[c.segment]), c))
+		c.replace(t, c.segment, change(bytes.Clone(c.raw(c.segment)), c))
 	}
 }
 
@@ -350,11 +350,11 @@ func faults(s3 *testenv.S3Server) []fault {
 		{"the object is empty", "damaged", inSegment, packed(".lz4", func([]byte, *ruin) []byte { return nil })},
 		{"the object is a web page", "damaged", inSegment, packed(".lz4", func([]byte, *ruin) []byte { return []byte("<html>503</html>") })},
 		{"the object is of another codec", "damaged", inSegment, packed(".zst", func(b []byte, _ *ruin) []byte { return b })},
-		{"the object is not compressed as it says", "damaged", inSegment, packed(".lz4", func(_ []byte, c *ruin) []byte { return c.raw[c.segment] })},
+		{"the object is not compressed as it says", "damaged", inSegment, packed(".lz4", func(_ []byte, c *ruin) []byte { return c.raw(c.segment) })},
 		{"the object is locked", "permission denied", inSegment, func(t *testing.T, c *ruin) { c.locked(t, c.object(c.segment+".lz4")) }},
 		{"the object is a directory", "cannot", inSegment, func(t *testing.T, c *ruin) { c.emptied(t, c.object(c.segment+".lz4")) }},
 		{"the object is a compression bomb", "has more than", inSegment, func(t *testing.T, c *ruin) {
-			bomb := append(bytes.Clone(c.raw[c.segment]), make([]byte, 64<<20)...)
+			bomb := append(bytes.Clone(c.raw(c.segment)), make([]byte, 64<<20)...)
 			c.replace(t, c.segment+".zst", external(t, bomb, "zstd", "-c", "-1"))
 		}},
 
@@ -369,7 +369,7 @@ func faults(s3 *testenv.S3Server) []fault {
 		{"a segment with an unknown magic number", kept, inSegment, edited(func(b []byte, _ *ruin) []byte { b[0] ^= 0x80; return b })},
 		{"a segment with a magic number of nothing", kept, inSegment, edited(func(b []byte, _ *ruin) []byte { b[1] ^= 0x40; return b })},
 		{"a segment of another cluster", "archive is of another cluster", inSegment, edited(func(b []byte, _ *ruin) []byte { b[24] ^= 1; return b })},
-		{"the content of another segment", kept, inSegment, edited(func(_ []byte, c *ruin) []byte { return c.raw[c.other] })},
+		{"the content of another segment", kept, inSegment, edited(func(_ []byte, c *ruin) []byte { return c.raw(c.other) })},
 		{"a segment of a later timeline", kept, inSegment, edited(func(b []byte, _ *ruin) []byte { le.PutUint32(b[4:], 2); return b })},
 		{"a segment of twice the size", "archive is of another cluster", inSegment, edited(func(b []byte, c *ruin) []byte {
 			le.PutUint32(b[32:], uint32(2*c.size))
@@ -422,7 +422,7 @@ func faults(s3 *testenv.S3Server) []fault {
 		{"a history that cannot be decompressed", "damaged", inHistory,
 			func(t *testing.T, c *ruin) { c.with(t, "00000002.history.lz4", []byte("<html>")) }},
 		{"a history is not there, but its segments are", "the archive has a gap", inHistory, func(t *testing.T, c *ruin) {
-			c.with(t, "00000002"+c.segment[8:], c.raw[c.segment])
+			c.with(t, "00000002"+c.segment[8:], c.raw(c.segment))
 		}},
 	}
 }
@@ -431,17 +431,22 @@ func faults(s3 *testenv.S3Server) []fault {
 type recoverable struct {
 	*site
 	kind     clusterKind
-	restored string   // the restored backup
-	segments []string // archived after it, one per line of counts
-	counts   []string // rows that there are at the end of each segment
-	want     string   // digest of all
-	raw      map[string][]byte
+	restored string            // the restored backup
+	segments []string          // archived after it, one per line of counts
+	counts   []string          // rows that there are at the end of each segment
+	want     string            // digest of all
+	packed   map[string][]byte // as archived: those of sixteen megabytes that all clusters have would fill the memory otherwise
+}
+
+// raw is what a segment holds.
+func (r *recoverable) raw(t *testing.T, name string) []byte {
+	return external(t, r.packed[name], "lz4", "-dc")
 }
 
 // newRecoverable writes n segments behind a backup: all are closed early, except two of bulk that are full.
 func newRecoverable(t *testing.T, k clusterKind, n int) *recoverable {
 	t.Helper()
-	r := &recoverable{site: newSite(t).quick(), kind: k, raw: map[string][]byte{}}
+	r := &recoverable{site: newSite(t).quick(), kind: k, packed: map[string][]byte{}}
 	p := r.primary(k)
 	r.must(p, "backup-push", p.DataDir)
 	for i := range n {
@@ -457,19 +462,19 @@ func newRecoverable(t *testing.T, k clusterKind, n int) *recoverable {
 	p.Stop("immediate")
 	r.restored = r.fetch("LATEST")
 	for _, name := range r.segments {
-		r.raw[name] = r.content(t, name)
+		r.packed[name] = r.packedContent(t, name)
 	}
 	return r
 }
 
-// content is what an archived segment holds.
-func (s *site) content(t *testing.T, name string) []byte {
+// packedContent is an archived segment as it is stored.
+func (s *site) packedContent(t *testing.T, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(s.object(name + ".lz4"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return external(t, b, "lz4", "-dc")
+	return b
 }
 
 // share returns the faults that one of several clusters meets: all, or in a sample its part of them.
@@ -530,7 +535,7 @@ func (r *recoverable) archiveRecovery(t *testing.T, faults []fault) {
 	s := r.fork(t, "WALDEN_WAL_TIMEOUT=20s") // what may pass is tried again for so long
 	dir := restoredCopy(t, r.restored, "recovery.signal")
 	server := testenv.AttachPostgres(t, dir, testenv.PostgresOptions{Settings: s.restoreSettings("hot_standby=off", "archive_cleanup_command=")})
-	c := &ruin{site: s, segment: r.segments[2], other: r.segments[3], raw: r.raw, size: r.kind.megabytes << 20}
+	c := &ruin{site: s, segment: r.segments[2], other: r.segments[3], raw: func(name string) []byte { return r.raw(t, name) }, size: r.kind.megabytes << 20}
 	for _, f := range faults {
 		f.begin(t, c)
 		from := logSize(server)
@@ -597,7 +602,7 @@ func (r *recoverable) standby(t *testing.T, faults []fault) {
 
 	met := 0
 	for _, f := range faults {
-		c := &ruin{site: s, segment: r.segments[ahead], other: r.segments[ahead+1], raw: r.raw, size: r.kind.megabytes << 20}
+		c := &ruin{site: s, segment: r.segments[ahead], other: r.segments[ahead+1], raw: func(name string) []byte { return r.raw(t, name) }, size: r.kind.megabytes << 20}
 		if f.where == inGap {
 			continue // a standby does not look for gaps: it asks again, and streams what the archive has not
 		}
@@ -651,7 +656,7 @@ func TestAStandbyThatStreamsWaitsForTheArchive(t *testing.T) {
 					mine = append(mine, f)
 				}
 			}
-			r := &recoverable{site: newSite(t, "WALDEN_WAL_TIMEOUT=10s").quick(), kind: kind, raw: map[string][]byte{}}
+			r := &recoverable{site: newSite(t, "WALDEN_WAL_TIMEOUT=10s").quick(), kind: kind, packed: map[string][]byte{}}
 			p := r.primary(kind, "max_wal_size="+fmt.Sprint(4*kind.megabytes)+"MB", "min_wal_size="+fmt.Sprint(2*kind.megabytes)+"MB")
 			r.must(p, "backup-push", p.DataDir)
 			for i := range len(mine) + 2 {
@@ -665,7 +670,7 @@ func TestAStandbyThatStreamsWaitsForTheArchive(t *testing.T) {
 				if _, err := os.Stat(filepath.Join(p.DataDir, "pg_wal", name)); err == nil {
 					t.Fatalf("the primary still has %s", name)
 				}
-				r.raw[name] = r.content(t, name)
+				r.packed[name] = r.packedContent(t, name)
 			}
 			held := filepath.Join(r.dir, "held")
 			if err := os.Mkdir(held, 0o755); err != nil {
@@ -686,7 +691,7 @@ func TestAStandbyThatStreamsWaitsForTheArchive(t *testing.T) {
 			publish := func(i int) { move(t, filepath.Join(held, r.segments[i]+".lz4"), r.object(r.segments[i]+".lz4")) }
 			next := 1
 			for _, f := range mine {
-				c := &ruin{site: r.site, segment: r.segments[next], other: r.segments[next+1], raw: r.raw, size: kind.megabytes << 20}
+				c := &ruin{site: r.site, segment: r.segments[next], other: r.segments[next+1], raw: func(name string) []byte { return r.raw(t, name) }, size: kind.megabytes << 20}
 				from := logSize(standby)
 				if f.where == inSegment {
 					r.unseen(t, standby, func() { publish(next); f.begin(t, c) })
@@ -761,7 +766,7 @@ func TestRecoveryEndsWhereTheArchiveEnds(t *testing.T) {
 			})
 			t.Run("the newest segment was taken from a server that had not filled it", func(t *testing.T) {
 				s := r.fork(t)
-				b := bytes.Clone(r.raw[lost])
+				b := bytes.Clone(r.raw(t, lost))
 				clear(b[lastRecordByte(b)&^8191:]) // its last page: the record that closes it and a few rows that were never committed
 				move(t, s.object(lost+".lz4"), filepath.Join(s.dir, lost))
 				move(t, s.object(r.segments[5]+".lz4"), filepath.Join(s.dir, r.segments[5]))
@@ -770,7 +775,7 @@ func TestRecoveryEndsWhereTheArchiveEnds(t *testing.T) {
 			})
 			t.Run("a lost history that is accepted", func(t *testing.T) {
 				s := r.fork(t, "WALDEN_END_RECOVERY_BEFORE=00000002.history")
-				put(t, s.object("00000002"+lost[8:]), r.raw[lost])
+				put(t, s.object("00000002"+lost[8:]), r.raw(t, lost))
 				end(t, s, r.want, "")
 			})
 		})
