@@ -122,7 +122,11 @@ func TestALostTerminalEndsABackupUnlessNohupTakesPrecautions(t *testing.T) {
 
 	s.configure(limited...)
 	setup, hangUp := onTerminal(t)
-	lost := s.startWith(p, setup, "backup-push", p.DataDir)
+	lost := s.startWith(p, func(cmd *exec.Cmd) {
+		setup(cmd)
+		cmd.Args = append([]string{"env", "--default-signal=HUP", cmd.Path}, cmd.Args[1:]...) // the tests themselves may run under nohup
+		cmd.Path = "/usr/bin/env"
+	}, "backup-push", p.DataDir)
 	lost.says(t, "backup begins")
 	hangUp()
 	lost.wait(t).expect(t, 1, "canceled")

@@ -19,7 +19,6 @@ import (
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
@@ -114,7 +113,7 @@ func (w *copier) writeEntry(ctx context.Context, tw *tar.Writer, i int) error {
 // writeFile copies one file as it is now, with the size that it has when it is opened: what it grows later is cut off,
 // what it shrinks is filled with zeros; WAL replay repairs both. A file that has vanished gets no entry.
 func (w *copier) writeFile(ctx context.Context, tw *tar.Writer, h *tar.Header, name string, i int) error {
-	file, err := os.OpenFile(filepath.Join(w.job.dir, name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	file, err := openDataFile(w.job.dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		w.job.contents.Files.Drop(i)
 		return nil

@@ -49,7 +49,7 @@ func deltaCopier(t *testing.T, known ...catalog.File) *copier {
 	return &copier{job: j, progress: &told, buf: make([]byte, readSize), names: map[owner][2]string{}, verifier: pgdata.NewPageVerifier(131072, baseStart)}
 }
 
-func (w *copier) lay(t *testing.T, name string, pages ...[]byte) *os.File {
+func (w *copier) lay(t *testing.T, name string, pages ...[]byte) *dataFile {
 	t.Helper()
 	path := filepath.Join(w.job.dir, name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -58,7 +58,7 @@ func (w *copier) lay(t *testing.T, name string, pages ...[]byte) *os.File {
 	if err := os.WriteFile(path, slices.Concat(pages...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(path)
+	f, err := openDataFile(w.job.dir, name)
 	if err != nil {
 		t.Fatal(err)
 	}
