@@ -87,12 +87,14 @@ func (m *measurements) chart(job string, all []series) []byte {
 		}
 		text("tool", 16, s.tool)
 		fmt.Fprintf(&b, `<rect class="%s" x="%d" y="%d" width="%.1f" height="%d" rx="2"/>`+"\n", class, barsLeft, top, at(middle)-barsLeft, barHeight)
+		label := fmt.Sprintf("%.4g", middle)
 		if low != high {
+			label += fmt.Sprintf(" (%.4g–%.4g)", low, high)
 			centre := float64(top) + barHeight/2
 			fmt.Fprintf(&b, `<path class="spread" fill="none" d="M%.1f %.1fH%.1fM%.1f %.1fv6M%.1f %.1fv6"/>`+"\n",
 				at(low), centre, at(high), at(low), centre-3, at(high), centre-3)
 		}
-		text("figure", barsLeft+barsWidth+10, fmt.Sprintf("%.4g (%.4g–%.4g)", middle, low, high))
+		text("figure", barsLeft+barsWidth+10, label)
 	}
 	y += 14
 	for _, note := range m.notes {
