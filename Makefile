@@ -99,12 +99,21 @@ docs: go-version ## write docs/configuration.md and docs/commands/ anew
 	$(DOCS_UPDATE)
 
 .PHONY: bench
-bench: build ## compare with pgBackRest, pg_basebackup and tar on this machine (see docs/benchmarks.md)
+bench: build ## compare with pgBackRest, pg_basebackup and tar on this machine; BENCH_JOBS="wal fetch" for some (see docs/benchmarks.md)
 	scripts/bench
 
 .PHONY: bench-figures
 bench-figures: ## print the table of the newest `make bench` again from its raw figures
-	@scripts/bench --table "$$(ls -t bench-results/*.tsv 2>/dev/null | head -n 1)"
+	@$(GO) run ./scripts/benchreport table "$$(ls -t bench-results/*.tsv | head -n 1)"
+
+.PHONY: bench-charts
+bench-charts: ## draw the newest `make bench` as docs/benchmarks/*.svg
+	$(GO) run ./scripts/benchreport charts "$$(ls -t bench-results/*.tsv | head -n 1)" docs/benchmarks
+
+.PHONY: bench-compare
+bench-compare: build ## compare this build with the binary OLD=… by turns; fails when this one is more than a tenth worse
+	@[ -n "$(OLD)" ] || { echo "name the other binary: make bench-compare OLD=path/to/walden" >&2; exit 2; }
+	scripts/bench-compare "$(OLD)"
 
 .PHONY: clean
 clean: ## remove what the other targets made in this folder
