@@ -50,7 +50,7 @@ demo: build ## lose a PostgreSQL server on purpose and bring every row back (abo
 test: go-version check ## every test, with the race detector and real servers; fails when one was skipped
 	scripts/install-test-tools
 	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	$(SCRATCH) CGO_ENABLED=1 $(GO) test $(RACE) -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
+	$(SCRATCH) CGO_ENABLED=1 $(GO) test $(RACE) -p $$(($$(nproc) + 1)) -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
 	cd test/faultfs && $(SCRATCH) CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 # What speaks to a PostgreSQL server; the rest does not change with its version, and neither do data races.

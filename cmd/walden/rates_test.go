@@ -180,7 +180,7 @@ func TestABackupGivesWayToTheArchiverAndToStandbys(t *testing.T) {
 func TestABackupDoesWithoutTheRightToSeeStandbys(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	s.configure("WALG_FILE_PREFIX="+s.archive, "WALDEN_BACKUP_REPLICATION_LAG=1MiB")
+	s.configure("WALG_FILE_PREFIX="+s.archive, "WALDEN_BACKUP_REPLICATION_LAG=1MiB", "WALG_DISK_RATE_LIMIT=8MiB") // so that there is time to ask
 	p := testenv.StartPostgres(t, testenv.PostgresOptions{Settings: s.archiving()})
 	p.Standby(t, testenv.PostgresOptions{})
 	start, stop := "pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"
