@@ -83,18 +83,7 @@ func (b *blocks) keep(s wal.Segment, content []byte) error {
 	if err := os.MkdirAll(b.dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(b.dir, "new")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), b.path(s))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return writeSmall(b.dir, s.Name(b.segmentSize), content, false)
 }
 
 // store stores what the group that begins with segment first changed, if all is there that it takes, and removes what no other group needs.
@@ -147,7 +136,7 @@ func (b *blocks) store(ctx context.Context, first wal.Segment, system uint64) er
 // remove removes what the segments from first up to last said, without last: the next group needs it.
 func (b *blocks) remove(first, last wal.Segment) error {
 	for s := first; s.Number < last.Number; s = s.Next() {
-		if err := os.Remove(b.path(s)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeIfThere(b.path(s)); err != nil {
 			return err
 		}
 	}
@@ -169,7 +158,7 @@ func (b *blocks) forget(s wal.Segment) error {
 		if ierr != nil || err != nil && time.Since(info.ModTime()) < time.Hour {
 			continue // gone, or being written
 		}
-		if err := os.Remove(filepath.Join(b.dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeIfThere(filepath.Join(b.dir, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -152,35 +151,11 @@ func (m *marks) put(k mark) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(m.dir, "new")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), m.path(k.File))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return m.sync()
-}
-
-func (m *marks) sync() error {
-	dir, err := os.Open(m.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return writeSmall(m.dir, k.File, content, true)
 }
 
 // remove removes a mark, if there is one.
-func (m *marks) remove(name string) error {
-	if err := os.Remove(m.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
+func (m *marks) remove(name string) error { return removeIfThere(m.path(name)) }
 
 // forget removes marks for which nobody has come, and what a killed process was writing.
 func (m *marks) forget(now time.Time) error {
