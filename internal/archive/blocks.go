@@ -32,7 +32,7 @@ const (
 // backup reads the segments themselves, so that nothing that goes wrong here matters to the push: it is a warning.
 func recordBlocks(ctx context.Context, d Deps, f *file) {
 	name := filepath.Base(f.Name())
-	if wal.Classify(name) != wal.KindSegment || !exists(filepath.Join(filepath.Dir(f.Name()), "archive_status")) {
+	if wal.Classify(name) != wal.KindSegment || !exists(filepath.Join(filepath.Dir(f.Name()), statusDir)) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, blocksLimit)

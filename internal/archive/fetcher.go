@@ -193,7 +193,7 @@ func (s spool) serve(ctx context.Context, log *slog.Logger, o FetchOptions, aski
 	f, err := openSpooled(name, s.size)
 	if err == nil {
 		defer f.Close()
-		err = checkSpooled(f, o)
+		err = checkSpooled(f, s.size, o)
 	}
 	if err == nil {
 		log.Info("fetching", "action", "wal-fetch", "seg", o.Name, "state", "begin", "from", s.files)
@@ -267,8 +267,8 @@ func openSpooled(name string, size int64) (*os.File, error) {
 	return f, nil
 }
 
-// checkSpooled looks once more at what tells one segment from another. All of it was checked when it was fetched.
-func checkSpooled(f *os.File, o FetchOptions) error {
+// checkSpooled looks once more at what tells one segment of a size from another. All of it was checked when it was fetched.
+func checkSpooled(f *os.File, size int64, o FetchOptions) error {
 	head := make([]byte, wal.HeaderSize)
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return err
@@ -277,11 +277,7 @@ func checkSpooled(f *os.File, o FetchOptions) error {
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	return h.CheckFile(o.Name, st.Size())
+	return h.CheckFile(o.Name, size)
 }
 
 // handOver moves a segment to the destination by the rules of publish. It is never linked there: PostgreSQL writes new log into files that it has no

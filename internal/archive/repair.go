@@ -492,12 +492,12 @@ func (f *file) localSegment(name string) (localSegment, error) {
 
 // readStatus reads which files the server has finished (archive_status, xlogarchive.c). A server that does not archive has none.
 func (l *localWAL) readStatus() error {
-	entries, err := os.ReadDir(filepath.Join(l.dir, "archive_status"))
+	entries, err := os.ReadDir(filepath.Join(l.dir, statusDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
-		for _, suffix := range []string{".ready", ".done"} {
+		for _, suffix := range []string{readySuffix, ".done"} {
 			if name, ok := strings.CutSuffix(e.Name(), suffix); ok {
 				l.status[name] = true
 			}

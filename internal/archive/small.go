@@ -26,11 +26,7 @@ func writeSmall(dir, name string, content []byte, synced bool) error {
 	if !synced {
 		return nil
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncDir(dir)
 }
 
 // removeIfThere removes a file that others may remove as well.
