@@ -32,7 +32,10 @@ UNWATCHED := compress/flate crypto/cipher github.com/anchore/go-lzo github.com/a
 RACE      := -race $(UNWATCHED:%=-gcflags=%=-race=false)
 
 # Where the tests write. What Go builds stays on disk: it would take the memory of the tests.
-SCRATCH = GOTMPDIR=$${GOTMPDIR:-$${TMPDIR:-/tmp}} TMPDIR=$$(scripts/test-scratch)
+SCRATCH = GOTMPDIR=$${GOTMPDIR:-$${TMPDIR:-/tmp}} TMPDIR=$$($(CURDIR)/scripts/test-scratch)
+
+# Packages, and tests of a package, at the same time: one more than there are processors, since some wait most of the time.
+AT_ONCE = -p $$(($$(nproc) + 1)) -parallel $$(($$(nproc) + 1))
 
 .PHONY: help
 help: ## print the targets (the default)
@@ -50,7 +53,7 @@ demo: build ## lose a PostgreSQL server on purpose and bring every row back (abo
 test: go-version check ## every test, with the race detector and real servers; fails when one was skipped
 	scripts/install-test-tools
 	@command -v "$${CC:-gcc}" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	$(SCRATCH) CGO_ENABLED=1 $(GO) test $(RACE) -p $$(($$(nproc) + 1)) -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
+	$(SCRATCH) CGO_ENABLED=1 $(GO) test $(RACE) $(AT_ONCE) -timeout $(TEST_TIMEOUT) -json $(PACKAGES) | $(GO) run ./scripts/testreport -no-skips
 	cd test/faultfs && $(SCRATCH) CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 # What speaks to a PostgreSQL server; the rest does not change with its version, and neither do data races.
@@ -65,7 +68,7 @@ test-matrix: go-version ## the tests with a PostgreSQL server on each of its ver
 	@majors="$${MAJORS:-$$(scripts/install-test-tools --list-majors)}"; status=0; \
 	for major in $$majors; do \
 		echo "== PostgreSQL $$major"; \
-		$(SCRATCH) WALDEN_TEST_PG=$$major WALDEN_TEST_CHAINS=$${WALDEN_TEST_CHAINS:-10} $(GO) test -timeout $(TEST_TIMEOUT) -skip '$(MATRIX_SKIP)' -json $(MATRIX_PACKAGES) \
+		$(SCRATCH) WALDEN_TEST_PG=$$major WALDEN_TEST_CHAINS=$${WALDEN_TEST_CHAINS:-10} $(GO) test $(AT_ONCE) -timeout $(TEST_TIMEOUT) -skip '$(MATRIX_SKIP)' -json $(MATRIX_PACKAGES) \
 			| $(GO) run ./scripts/testreport -no-skips || status=1; \
 	done; exit $$status
 
