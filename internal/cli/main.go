@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os/signal"
 	"os/user"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -53,7 +54,9 @@ func (a *app) run(ctx context.Context) int {
 	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
 	a.as = personalityOf(a.process.Called)
+	percent := debug.SetGCPercent(-1) // until the command begins: of what the packages and the tree of commands hold nothing is garbage
 	root := a.as.command(a)
+	root.PersistentPreRun = func(*cobra.Command, []string) { debug.SetGCPercent(percent) }
 	root.SetArgs(a.process.Args)
 	root.SetOut(a.process.Stdout)
 	root.SetErr(a.process.Stderr)
@@ -134,21 +137,32 @@ func (a *app) command(name string) *cobra.Command {
 	return root
 }
 
-// addSettingFlags makes every setting a flag. There are many, so help does not list them; `walden settings` does.
+// logFormat is the one setting whose flag help lists.
+const logFormat = "log-format"
+
+// addSettingFlags makes every setting a flag. There are many, so help does not list them; `walden settings` does. Nor are all of them
+// made: a command that PostgreSQL calls for each segment would spend a millisecond on hundreds that nobody has written.
 func (a *app) addSettingFlags(root *cobra.Command) {
 	a.flags = map[string]string{}
+	written := map[string]bool{logFormat: true}
+	for _, arg := range a.process.Args {
+		if name, long := strings.CutPrefix(arg, "--"); long {
+			name, _, _ = strings.Cut(name, "=")
+			written[name] = true
+		}
+	}
 	pf := root.PersistentFlags()
 	for _, d := range config.Definitions() {
 		for _, name := range d.Flags() {
-			if pf.Lookup(name) != nil {
+			if !written[name] || pf.Lookup(name) != nil {
 				continue
 			}
 			pf.Var(settingFlag{a.flags, d.Name}, name, d.Help)
 			pf.Lookup(name).Hidden = true
 		}
 	}
-	pf.Lookup("log-format").Hidden = false
-	pf.Lookup("log-format").Usage = "`format` of log lines: text or json"
+	pf.Lookup(logFormat).Hidden = false
+	pf.Lookup(logFormat).Usage = "`format` of log lines: text or json"
 }
 
 // settingFlag stores a flag's value under the name of its setting.
