@@ -162,12 +162,27 @@ func (j *job) spread(target int64, costs []int64) {
 	j.contents.Parts = make([]catalog.Part, len(j.parts))
 }
 
-// longestFirst returns the parts in the order in which to work on them, so that no long one is left for the end.
-func (j *job) longestFirst() []int {
-	order := make([]int, len(j.parts))
-	for i := range order {
-		order[i] = i
+// task is a part to be written.
+type task struct {
+	part int
+	wide bool // several of its blocks are to be compressed at the same time
+}
+
+// workList returns the parts in the order in which to work on them, the longest first, so that no long one is left for the end. A part that
+// may be all the same, being more than half of a worker's share of what is left when it is begun, is wide: no processor idles while another
+// one works on the last gibibyte of the largest table.
+func (j *job) workList() []task {
+	tasks := make([]task, len(j.parts))
+	var left int64
+	for i, p := range j.parts {
+		tasks[i].part = i
+		left += p.cost
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(j.parts[b].cost, j.parts[a].cost) })
-	return order
+	slices.SortStableFunc(tasks, func(a, b task) int { return cmp.Compare(j.parts[b.part].cost, j.parts[a.part].cost) })
+	for i, t := range tasks {
+		cost := j.parts[t.part].cost
+		tasks[i].wide = cost >= minPart && cost > left/int64(2*j.options.Workers)
+		left -= cost
+	}
+	return tasks
 }
