@@ -168,9 +168,9 @@ type task struct {
 	wide bool // several of its blocks are to be compressed at the same time
 }
 
-// workList returns the parts in the order in which to work on them, the longest first, so that no long one is left for the end. A part that
-// may be all the same, being more than half of a worker's share of what is left when it is begun, is wide: no processor idles while another
-// one works on the last gibibyte of the largest table.
+// workList returns the parts in the order in which to work on them, the longest first, so that no long one is left for the end. One that
+// is left all the same, since it is longer than what all shorter ones give each of the other workers to do, is wide: so the processors
+// do not idle while one works on the largest table. Where they would not, to do several blocks at once only costs memory.
 func (j *job) workList() []task {
 	tasks := make([]task, len(j.parts))
 	var left int64
@@ -179,10 +179,11 @@ func (j *job) workList() []task {
 		left += p.cost
 	}
 	slices.SortStableFunc(tasks, func(a, b task) int { return cmp.Compare(j.parts[b.part].cost, j.parts[a.part].cost) })
-	for i, t := range tasks {
-		cost := j.parts[t.part].cost
-		tasks[i].wide = cost >= minPart && cost > left/int64(2*j.options.Workers)
+	for i := range min(len(tasks), j.options.Workers-1) {
+		cost := j.parts[tasks[i].part].cost
 		left -= cost
+		others := int64(j.options.Workers - i - 1)
+		tasks[i].wide = cost > minPart && cost > left/others/10*11
 	}
 	return tasks
 }

@@ -7,7 +7,7 @@ import (
 
 const gib = 1 << 30
 
-func TestPartsThatMayBeTheLastOnesAreWide(t *testing.T) {
+func TestAPartThatOutlastsTheOthersIsWide(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name    string
@@ -15,11 +15,13 @@ func TestPartsThatMayBeTheLastOnesAreWide(t *testing.T) {
 		costs   []int64
 		want    []task
 	}{
-		{"one huge table and little else", 2, []int64{minPart, gib, minPart}, []task{{1, true}, {0, true}, {2, true}}},
-		{"as many large ones as workers", 2, []int64{gib, gib}, []task{{0, true}, {1, true}}},
-		{"many", 2, []int64{gib, gib, gib, gib, gib, gib}, []task{{0, false}, {1, false}, {2, false}, {3, true}, {4, true}, {5, true}}},
+		{"one huge table and little else", 2, []int64{minPart, gib, minPart}, []task{{1, true}, {0, false}, {2, false}}},
+		{"as many large ones as workers", 2, []int64{gib, gib}, []task{{0, false}, {1, false}}},
+		{"fewer large ones than workers", 4, []int64{minPart, gib, gib}, []task{{1, true}, {2, true}, {0, false}}},
+		{"many", 2, []int64{gib, gib, gib, gib}, []task{{0, false}, {1, false}, {2, false}, {3, false}}},
 		{"alone", 4, []int64{gib}, []task{{0, true}}},
-		{"too small to have several blocks", 4, []int64{minPart - 1}, []task{{0, false}}},
+		{"one worker", 1, []int64{gib, minPart}, []task{{0, false}, {1, false}}},
+		{"too small to have several blocks", 4, []int64{minPart}, []task{{0, false}}},
 		{"nothing", 4, nil, []task{}},
 	} {
 		j := &job{options: Options{Workers: c.workers}}
