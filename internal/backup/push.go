@@ -177,7 +177,7 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	return out, nil
 }
 
-func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
+func seconds(d time.Duration) float64 { return float64(d.Milliseconds()) / 1000 }
 
 // cluster describes the server for the archive's identity.
 func cluster(info postgres.Info) catalog.Cluster {
