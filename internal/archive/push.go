@@ -110,7 +110,7 @@ func pushFile(ctx context.Context, d Deps, o PushOptions, f *file) (err error) {
 	}
 	took := time.Since(began)
 	d.Log.Info("archived", "action", "wal-push", "seg", name, "key", sealed.Object, "state", "complete", "size", f.size,
-		"stored", sealed.Size, "seconds", took.Round(time.Millisecond).Seconds(), "rate", int64(float64(f.size)/took.Seconds()))
+		"stored", sealed.Size, "seconds", float64(took.Milliseconds())/1000, "rate", int64(float64(f.size)/took.Seconds()))
 	return nil
 }
 

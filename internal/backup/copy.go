@@ -38,26 +38,36 @@ const someCorrupt = 10
 func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN, progress Progress) error {
 	progress.Begin(j.total)
 	defer progress.End()
-	queue := make(chan int, len(j.parts))
-	for _, n := range j.longestFirst() {
-		queue <- n
+	queue := make(chan task, len(j.parts))
+	for _, t := range j.workList() {
+		queue <- t
 	}
 	close(queue)
+	wide := make(chan struct{}, j.options.WideParts)
 	g, ctx := errgroup.WithContext(ctx)
 	for range min(j.options.Workers, len(j.parts)) {
 		g.Go(func() error {
 			w := &copier{job: j, progress: progress, buf: make([]byte, readSize), names: map[owner][2]string{},
 				verifier: pgdata.NewPageVerifier(j.relBlocks, start)}
-			for n := range queue {
+			for t := range queue {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
 				}
 				w.counted = 0
-				part, err := draft.PutPart(ctx, n+1, func(out io.Writer) error { return w.writePart(ctx, out, j.parts[n]) })
+				blocksAtOnce, release := 1, func() {}
+				if t.wide {
+					select {
+					case wide <- struct{}{}:
+						blocksAtOnce, release = j.options.BlocksAtOnce, func() { <-wide }
+					default:
+					}
+				}
+				part, err := draft.PutPart(ctx, t.part+1, blocksAtOnce, func(out io.Writer) error { return w.writePart(ctx, out, j.parts[t.part]) })
+				release()
 				if err != nil {
 					return err
 				}
-				j.contents.Parts[n] = part
+				j.contents.Parts[t.part] = part
 			}
 			return nil
 		})

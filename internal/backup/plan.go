@@ -162,12 +162,28 @@ func (j *job) spread(target int64, costs []int64) {
 	j.contents.Parts = make([]catalog.Part, len(j.parts))
 }
 
-// longestFirst returns the parts in the order in which to work on them, so that no long one is left for the end.
-func (j *job) longestFirst() []int {
-	order := make([]int, len(j.parts))
-	for i := range order {
-		order[i] = i
+// task is a part to be written.
+type task struct {
+	part int
+	wide bool // several of its blocks are to be compressed at the same time
+}
+
+// workList returns the parts in the order in which to work on them, the longest first, so that no long one is left for the end. One that
+// is left all the same, since it is longer than what all shorter ones give each of the other workers to do, is wide: so the processors
+// do not idle while one works on the largest table. Where they would not, to do several blocks at once only costs memory.
+func (j *job) workList() []task {
+	tasks := make([]task, len(j.parts))
+	var left int64
+	for i, p := range j.parts {
+		tasks[i].part = i
+		left += p.cost
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(j.parts[b].cost, j.parts[a].cost) })
-	return order
+	slices.SortStableFunc(tasks, func(a, b task) int { return cmp.Compare(j.parts[b.part].cost, j.parts[a.part].cost) })
+	for i := range min(len(tasks), j.options.Workers-1) {
+		cost := j.parts[tasks[i].part].cost
+		left -= cost
+		others := int64(j.options.Workers - i - 1)
+		tasks[i].wide = cost > minPart && cost > left/others/10*11
+	}
+	return tasks
 }

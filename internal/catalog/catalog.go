@@ -122,6 +122,9 @@ func New(r *repo.Repo, log *slog.Logger) *Catalog { return &Catalog{repo: r, log
 // String names the archive for messages.
 func (c *Catalog) String() string { return c.repo.String() }
 
+// AtOnce is the same archive, which compresses n blocks of one object at the same time; see [codec.AtOnce].
+func (c *Catalog) AtOnce(n int) *Catalog { return &Catalog{repo: c.repo.AtOnce(n), log: c.log} }
+
 // PutMemory is an upper bound for the memory, in bytes, that storing one part takes, without the storage's own buffers.
 func (c *Catalog) PutMemory() int64 { return c.repo.PutMemory() }
 

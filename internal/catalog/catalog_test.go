@@ -149,7 +149,7 @@ func take(ctx context.Context, c *Catalog, st Start) (b Backup, err error) {
 		}
 	}
 	for i := range 2 {
-		p, err := d.PutPart(ctx, i+1, text(strings.Repeat("part", 1000*(i+1))))
+		p, err := d.PutPart(ctx, i+1, 1, text(strings.Repeat("part", 1000*(i+1))))
 		if err != nil {
 			return b, err
 		}
@@ -389,7 +389,7 @@ func TestADraftIsTakenOverFromTheSameHostOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.PutPart(t.Context(), 3, text("left behind")); err != nil { // the run that began it was killed
+		if _, err := d.PutPart(t.Context(), 3, 1, text("left behind")); err != nil { // the run that began it was killed
 			t.Fatal(err)
 		}
 		for name, err := range cat.Leftovers(t.Context()) {
@@ -425,7 +425,7 @@ func TestPartsThatTheStorageDoesNotHoldAsWrittenAreNoticed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.PutPart(t.Context(), 1, text("content")); err != nil {
+		if _, err := d.PutPart(t.Context(), 1, 1, text("content")); err != nil {
 			t.Fatal(err)
 		}
 		if err := tamper(s); err != nil {

@@ -141,24 +141,24 @@ func (d *Draft) takeOver(ctx context.Context, ours draftDocument) error {
 // Name is the backup's name.
 func (d *Draft) Name() string { return d.name }
 
-// PutPart stores the n-th tar, counting from 1, and returns what to record of it. write may be called again after a
-// failure of the storage and must start from the beginning then.
-func (d *Draft) PutPart(ctx context.Context, n int, write func(io.Writer) error) (Part, error) {
-	return d.put(ctx, partName(n), write)
+// PutPart stores the n-th tar, counting from 1, and returns what to record of it; blocks of it are compressed at the same time. write may
+// be called again after a failure of the storage and must start from the beginning then.
+func (d *Draft) PutPart(ctx context.Context, n, blocks int, write func(io.Writer) error) (Part, error) {
+	return d.put(ctx, d.c.repo.AtOnce(blocks), partName(n), write)
 }
 
 // PutControl stores the tar that holds global/pg_control alone.
 func (d *Draft) PutControl(ctx context.Context, write func(io.Writer) error) (Part, error) {
-	return d.put(ctx, controlTar, write)
+	return d.put(ctx, d.c.repo, controlTar, write)
 }
 
 // PutLabel stores the tar that holds backup_label and tablespace_map.
 func (d *Draft) PutLabel(ctx context.Context, write func(io.Writer) error) (Part, error) {
-	return d.put(ctx, labelTar, write)
+	return d.put(ctx, d.c.repo, labelTar, write)
 }
 
-func (d *Draft) put(ctx context.Context, name string, write func(io.Writer) error) (Part, error) {
-	s, err := d.c.repo.Put(ctx, backupDir(d.name)+partsDir+name, write)
+func (d *Draft) put(ctx context.Context, to *repo.Repo, name string, write func(io.Writer) error) (Part, error) {
+	s, err := to.Put(ctx, backupDir(d.name)+partsDir+name, write)
 	if err != nil {
 		return Part{}, fmt.Errorf("cannot store %s of backup %s: %w", name, d.name, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/backup"
+	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
@@ -131,6 +132,10 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	o.Workers = a.workers(a.config.Backup.DiskConcurrency, c.PutMemory()+copyMemory)
 	if a.config.Storage.Kind == config.KindS3 { // the parts of uploads draw on the same budget
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
+	}
+	o.BlocksAtOnce = min(cores(), codec.MaxAtOnce)
+	if more := c.AtOnce(o.BlocksAtOnce).PutMemory() - c.PutMemory(); more > 0 {
+		o.WideParts = int(max(1, (a.config.Limits.Memory-int64(o.Workers)*(c.PutMemory()+copyMemory))/more))
 	}
 	o.PartSize = a.config.Backup.PartSize
 	o.Disk = a.limiters().disk

@@ -242,7 +242,6 @@ func (r *resident) generate(ctx context.Context) (*generation, error) {
 		a.close()
 		return nil, err
 	}
-	a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
 	o := a.pusherOptions()
 	o.Resident = true
 	o.Timeout = min(o.Timeout, a.config.WAL.DaemonPushTimeout)

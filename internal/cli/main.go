@@ -24,7 +24,6 @@ import (
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/crypt"
 	"gitlab.com/walden-pg/walden/internal/hint"
-	"gitlab.com/walden-pg/walden/internal/storage"
 	"gitlab.com/walden-pg/walden/internal/storage/fs"
 )
 
@@ -78,9 +77,7 @@ type app struct {
 	flags   map[string]string // setting name → value given as a flag
 	file    string            // --config
 	turbo   bool
-	// blocksAtOnce is how many blocks of one object are compressed at the same time; 0 is 1.
-	blocksAtOnce int
-	seams        seams
+	seams   seams
 
 	config  config.Config
 	reload  func() (config.Config, error) // reads the settings once more
@@ -89,8 +86,7 @@ type app struct {
 	log     *slog.Logger
 	logFile *logFile // nil if the log goes elsewhere
 	closers []func() error
-	cipher  crypt.Cipher  // of the open archive
-	store   storage.Store // that it lies in
+	cipher  crypt.Cipher // of the open archive
 	// abortStale is s3.Store.AbortStale of the archive's storage; nil where that is none of S3.
 	abortStale func(ctx context.Context, idle time.Duration, folders ...string) ([]string, error)
 	files      *fs.Store // the archive where it is a directory, else nil

@@ -37,7 +37,7 @@ func (a *app) openCatalog(ctx context.Context, needed use) (*catalog.Catalog, co
 
 // openRepo opens the storage that the settings name, with keys that can do what they are needed for.
 func (a *app) openRepo(ctx context.Context, needed use) (*repo.Repo, codec.Codec, error) {
-	c, err := a.openCodec(a.blocksAtOnce)
+	c, err := a.openCodec()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -48,26 +48,16 @@ func (a *app) openRepo(ctx context.Context, needed use) (*repo.Repo, codec.Codec
 	if err != nil {
 		return nil, nil, err
 	}
-	a.store = s
 	return repo.New(s, c, a.cipher, repo.Options{Log: a.log}), c, nil
 }
 
-// openCodec makes the codec of the settings, which compresses so many blocks of an object at the same time; 0 is 1.
-func (a *app) openCodec(blocksAtOnce int) (codec.Codec, error) {
-	options := codec.Options{BlocksAtOnce: blocksAtOnce}
+// openCodec makes the codec of the settings.
+func (a *app) openCodec() (codec.Codec, error) {
+	var options codec.Options
 	if a.config.Compression.Method == "zstd" { // the level's default is always set
 		options.ZstdLevel = a.config.Compression.ZstdLevel
 	}
 	return codec.New(a.config.Compression.Method, options)
-}
-
-// forMany is the archive that is open, once more, for many objects at the same time instead of one as fast as can be.
-func (a *app) forMany() (*catalog.Catalog, error) {
-	c, err := a.openCodec(1)
-	if err != nil {
-		return nil, err
-	}
-	return catalog.New(repo.New(a.store, c, a.cipher, repo.Options{Log: a.log}), a.log), nil
 }
 
 // seams are where tests come between walden and its storage: directly around the backend, where a failure is one that may

@@ -18,9 +18,6 @@ import (
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
 
-// maxBlocksAtOnce bounds how many processors wal-push takes to compress a segment, which has four blocks by default.
-const maxBlocksAtOnce = 4
-
 // walMemory bounds the memory of the commands that run for every segment, in bytes; see shortLived.
 const walMemory = 192 << 20
 
@@ -50,7 +47,6 @@ func (a *app) walPush() *cobra.Command {
 				return err
 			}
 			a.setTarget(target)
-			a.blocksAtOnce = min(cores(), maxBlocksAtOnce)
 			o := a.pusherOptions()
 			if archive.ArchivedAhead(a.log, args[0], o) {
 				return nil
@@ -72,13 +68,12 @@ const segmentMemory = 16 << 20
 
 // openPusher opens the archive for a Pusher, all of whose files together take no more memory than there is for WAL. What it archives ahead ends with life.
 func (a *app) openPusher(ctx, life context.Context, o archive.PusherOptions) (*archive.Pusher, error) {
-	c, _, err := a.openCatalog(ctx, toEncrypt)
+	ahead, _, err := a.openCatalog(ctx, toEncrypt)
 	if err != nil {
 		return nil, err
 	}
-	if o.Ahead, err = a.forMany(); err != nil {
-		return nil, err
-	}
+	c := ahead.AtOnce(cores()) // somebody waits for that segment
+	o.Ahead = ahead
 	most := a.config.Limits.UploadConcurrency - 1 // one is what PostgreSQL waits for
 	first, each := c.PutMemory(), o.Ahead.PutMemory()
 	switch a.config.Storage.Kind {

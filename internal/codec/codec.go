@@ -40,10 +40,6 @@ type Codec interface {
 // Options are the settings of a codec.
 type Options struct {
 	ZstdLevel string // "fastest", "default", "better" or "best"; "" is "default". Only with zstd.
-
-	// BlocksAtOnce is how many blocks of one stream are compressed at the same time; 0 is 1. It shortens the way of a
-	// single object, where many streams are written at once it only costs memory. Methods other than lz4 ignore it.
-	BlocksAtOnce int
 }
 
 // New returns the codec that writes with the named method: "lz4", "zstd", "lzma", "brotli" or "none".
@@ -56,7 +52,7 @@ func New(name string, o Options) (Codec, error) {
 	}
 	switch name {
 	case "lz4":
-		return newLZ4(max(1, o.BlocksAtOnce)), nil
+		return newLZ4(), nil
 	case "zstd":
 		level, ok := zstdLevels[cmp.Or(o.ZstdLevel, "default")]
 		if !ok {
@@ -92,6 +88,21 @@ func ByExtension(ext string) (Codec, bool) {
 	name := map[string]string{".lz4": "lz4", ".zst": "zstd", ".lzma": "lzma", ".br": "brotli", "": "none"}[ext]
 	c, err := New(name, Options{})
 	return c, err == nil
+}
+
+// MaxAtOnce is the most blocks of one stream that are worth compressing at the same time: what feeds them, reading and hashing on one
+// processor, is not faster.
+const MaxAtOnce = 4
+
+// AtOnce returns the codec that compresses n blocks of one stream at the same time, and is c in all else: it shortens the way of a single
+// object, where many are written at once it only costs memory. Below 2 it is one block, and no more than MaxAtOnce. Methods other than
+// lz4 do not know how to: they are returned as they are.
+func AtOnce(c Codec, n int) Codec {
+	m, ok := c.(*method)
+	if !ok || m.atOnce == nil {
+		return c
+	}
+	return m.atOnce[min(max(1, n), MaxAtOnce)]
 }
 
 // WriterMemory is an upper bound for the memory, in bytes, that one open writer of c holds. A budget for parallel

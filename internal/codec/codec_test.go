@@ -713,11 +713,9 @@ func TestWriterMemoryIsAnUpperBound(t *testing.T) {
 	for _, name := range []string{"lz4", "lzma", "brotli"} {
 		check(name, open(t, name))
 	}
-	parallel, err := New("lz4", Options{BlocksAtOnce: 2})
-	if err != nil {
-		t.Fatal(err)
+	for n := 2; n <= MaxAtOnce; n++ {
+		check("lz4", AtOnce(open(t, "lz4"), n))
 	}
-	check("lz4", parallel)
 	for _, level := range []string{"default", "best"} {
 		c, err := New("zstd", Options{ZstdLevel: level})
 		if err != nil {
@@ -825,10 +823,7 @@ func BenchmarkReader(b *testing.B) {
 func TestBlocksCompressedAtOnceMakeTheSameStreamAndLeaveNothingRunning(t *testing.T) {
 	plain := append(heapPages(600, true), noise(9*mib)...)
 	want := compress(t, open(t, "lz4"), plain)
-	c, err := New("lz4", Options{BlocksAtOnce: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := AtOnce(open(t, "lz4"), 3)
 	for range 2 {
 		if !bytes.Equal(compress(t, c, plain), want) {
 			t.Fatal("the stream differs")
@@ -864,6 +859,12 @@ func TestBlocksCompressedAtOnceMakeTheSameStreamAndLeaveNothingRunning(t *testin
 			t.Errorf("source failing after %d bytes: %v", left, err)
 		}
 		_ = w.Close() // the writer itself did not fail; whoever wrote drops the object
+	}
+	if AtOnce(c, 99) != AtOnce(c, MaxAtOnce) || AtOnce(c, 3) != c || AtOnce(c, 0) != AtOnce(c, 1) || c == AtOnce(c, 1) {
+		t.Error("the number of blocks is not kept within its limits")
+	}
+	if zstd := open(t, "zstd"); AtOnce(zstd, 3) != zstd || AtOnce(none{}, 3) != (none{}) {
+		t.Error("a method that compresses one block at a time was exchanged")
 	}
 	// By their stacks, as a count could be hidden by goroutines of something else that end meanwhile.
 	stacks := make([]byte, mib)

@@ -15,11 +15,22 @@ import (
 
 const mib = 1 << 20
 
-// newLZ4 writes LZ4 frames: independent blocks of 4 MiB, no block checksums, a content checksum, the fast level.
+// newLZ4 writes LZ4 frames: independent blocks of 4 MiB, no block checksums, a content checksum, the fast level. It returns the method
+// that compresses one block at a time, which knows those that compress more.
+func newLZ4() *method {
+	methods := make([]*method, MaxAtOnce+1) // by the number of blocks; nobody asks for the first
+	for n := range methods {
+		methods[n] = newLZ4AtOnce(n)
+		methods[n].atOnce = methods
+	}
+	return methods[1]
+}
+
+// newLZ4AtOnce is newLZ4 for a number of blocks.
 //
 // On heap pages the content checksum (xxh32), which the framing demands, costs between a fifth and a third of the time.
 // Input that comes in whole blocks is compressed where it lies; smaller pieces cost one more copy.
-func newLZ4(blocksAtOnce int) *method {
+func newLZ4AtOnce(blocksAtOnce int) *method {
 	memory := int64(13 * mib) // a block in, a block out, a third one in ReadFrom, tables
 	if blocksAtOnce > 1 {
 		memory += int64(blocksAtOnce+1) * 8 * mib // blocks being compressed, and one that waits for its turn

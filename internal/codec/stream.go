@@ -30,6 +30,7 @@ type method struct {
 	writerMemory int64 // see WriterMemory; kept true by TestWriterMemoryIsAnUpperBound
 	newEncoder   func() (encoder, error)
 	newDecoder   func() (decoder, error)
+	atOnce       []*method // see AtOnce, by the number of blocks; nil if the method compresses one at a time
 
 	encoders sync.Pool // of encoder
 	inputs   sync.Pool // of *input

@@ -168,7 +168,7 @@ var (
 func (r *Repo) attempt(ctx context.Context, t target, write func(io.Writer) error) (_ Sealed, complete bool, _ error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	h := newHandoff(&r.chunks)
+	h := newHandoff(r.chunks)
 	stored := make(chan error, 1)
 	go func() {
 		err := t.store(ctx, t.object, h)

@@ -58,12 +58,13 @@ type Repo struct {
 	readers map[string]codec.Codec // by extension; kept, since each holds pools of buffers
 	retry   RetryPolicy
 	log     *slog.Logger
-	chunks  sync.Pool // of *[chunkSize]byte
+	chunks  *sync.Pool // of *[chunkSize]byte
 }
 
 // New returns a Repo that writes into s with codec c and cipher k, and reads what any codec wrote with cipher k.
 func New(s storage.Store, c codec.Codec, k crypt.Cipher, o Options) *Repo {
-	r := &Repo{store: s, codec: c, cipher: k, readers: map[string]codec.Codec{}, retry: o.Retry, log: o.Log}
+	r := &Repo{store: s, codec: c, cipher: k, readers: map[string]codec.Codec{}, retry: o.Retry, log: o.Log,
+		chunks: &sync.Pool{New: func() any { return new([chunkSize]byte) }}}
 	for _, ext := range codec.Extensions() {
 		if known, ok := codec.ByExtension(ext); ok {
 			r.readers[ext] = known
@@ -83,8 +84,14 @@ func New(s storage.Store, c codec.Codec, k crypt.Cipher, o Options) *Repo {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	r.chunks.New = func() any { return new([chunkSize]byte) }
 	return r
+}
+
+// AtOnce is the same repo, which compresses n blocks of one object at the same time where its codec can; see [codec.AtOnce].
+func (r *Repo) AtOnce(n int) *Repo {
+	other := *r
+	other.codec = codec.AtOnce(r.codec, n)
+	return &other
 }
 
 // PutMemory is an upper bound for the memory, in bytes, that one Put or PutNew holds, without what the store and

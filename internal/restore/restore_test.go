@@ -224,7 +224,7 @@ func own(t testing.TB, listed func(entry) bool, parts ...[]entry) storage.Store 
 	}
 	var contents catalog.Contents
 	for i, entries := range parts {
-		p, err := d.PutPart(t.Context(), i+1, write(tarOf(t, entries...)))
+		p, err := d.PutPart(t.Context(), i+1, 1, write(tarOf(t, entries...)))
 		if err != nil {
 			t.Fatal(err)
 		}

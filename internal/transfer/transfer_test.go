@@ -84,7 +84,7 @@ func take(t testing.TB, c *catalog.Catalog, n uint64, base *catalog.Backup) cata
 		return p
 	}
 	contents.Parts = []catalog.Part{
-		part(d.PutPart(t.Context(), 1, text(fmt.Sprint("part one of ", n)))), part(d.PutPart(t.Context(), 2, text(strings.Repeat("x", 300_000)+d.Name()))),
+		part(d.PutPart(t.Context(), 1, 1, text(fmt.Sprint("part one of ", n)))), part(d.PutPart(t.Context(), 2, 1, text(strings.Repeat("x", 300_000)+d.Name()))),
 	}
 	contents.Control, contents.Label = part(d.PutControl(t.Context(), text("control"))), part(d.PutLabel(t.Context(), text("label")))
 	if _, err := contents.Files.Add(file); err != nil {

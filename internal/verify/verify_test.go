@@ -221,7 +221,7 @@ func archived(t *testing.T, own bool, content string, checksums uint32) trial {
 	}
 	var contents catalog.Contents
 	for i, entries := range parts {
-		p, err := d.PutPart(t.Context(), i+1, write(entries...))
+		p, err := d.PutPart(t.Context(), i+1, 1, write(entries...))
 		if err != nil {
 			t.Fatal(err)
 		}
