@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 
 	"gitlab.com/walden-pg/walden/internal/cli"
 )
@@ -13,8 +14,10 @@ import (
 var version = "unknown"
 
 func main() {
+	percent := debug.SetGCPercent(-1) // to collect now is in vain: what the packages and the tree of commands hold stays
 	os.Exit(cli.Main(cli.Process{
-		Args: os.Args[1:], Called: os.Args[0], Program: program(), Self: self, Environ: os.Environ(),
+		Begin: func() { debug.SetGCPercent(percent) },
+		Args:  os.Args[1:], Called: os.Args[0], Program: program(), Self: self, Environ: os.Environ(),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: version,
 	}))
 }

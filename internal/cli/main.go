@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"os/signal"
 	"os/user"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -33,6 +32,7 @@ type Process struct {
 	Called         string   // argv[0]; its last element may name a tool that walden stands in for
 	Program        string   // as it was called, for messages that tell the operator what to type
 	Self           string   // file of the program, to start another process of it; "": none is started
+	Begin          func() // is called when the command begins, its arguments being understood; may be nil
 	Environ        []string
 	Stdin          io.Reader // nil: there is nothing to be read
 	Stdout, Stderr io.Writer
@@ -53,9 +53,10 @@ func (a *app) run(ctx context.Context) int {
 	a.screen = newScreen(a.process.Stderr)
 	defer a.close()
 	a.as = personalityOf(a.process.Called)
-	percent := debug.SetGCPercent(-1) // until the command begins: of what the packages and the tree of commands hold nothing is garbage
 	root := a.as.command(a)
-	root.PersistentPreRun = func(*cobra.Command, []string) { debug.SetGCPercent(percent) }
+	if a.process.Begin != nil {
+		root.PersistentPreRun = func(*cobra.Command, []string) { a.process.Begin() }
+	}
 	root.SetArgs(a.process.Args)
 	root.SetOut(a.process.Stdout)
 	root.SetErr(a.process.Stderr)
