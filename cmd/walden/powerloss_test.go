@@ -297,6 +297,49 @@ func TestPowerLossDuringAWALFetchLeavesACompleteFileOrNone(t *testing.T) {
 	}
 }
 
+func TestPowerLossLeavesNoMarkOfASegmentThatIsNotArchived(t *testing.T) {
+	t.Parallel()
+	d := testenv.MountFaultDisk(t, true)
+	spool := filepath.Join(d.Dir, "spool")
+	if err := os.Mkdir(spool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	own(t, spool)
+	s := onDisk(t, d, "WALG_PREFETCH_DIR="+spool, "WALG_UPLOAD_CONCURRENCY=4")
+	p := s.smallSegments("archive_command=false", "wal_keep_size=1GB")
+	p.Exec(t, "CREATE TABLE t(a text)")
+	var segments []string
+	for range testenv.Pick(4, 12) {
+		p.Exec(t, "INSERT INTO t SELECT md5(random()::text) FROM generate_series(1, 1000)")
+		segments = append(segments, p.SwitchWAL(t))
+	}
+	d.Mark(t, testenv.Settled)
+	s.waldenIn(p.DataDir, p, "wal-push", "pg_wal/"+segments[0]).expect(t, 0)
+
+	cuts, marks, all := 0, 0, losses(t)
+	journal := d.Journal(t)
+	cut := journal.Replay()
+	for e, ok := cut.Next(); ok; e, ok = cut.Next() {
+		for _, loss := range all {
+			cuts++
+			for name, f := range cut.Left(loss, "spool") {
+				segment := filepath.Base(name)
+				if !slices.Contains(segments, segment) || !json.Valid(f.Content) { // not named yet, or void
+					continue
+				}
+				marks++
+				if !cut.Holds(loss, "archive/wal_005/"+segment+".lz4") {
+					t.Fatalf("after %+v, %s: a mark says that %s is archived, and it is not", e, loss, segment)
+				}
+			}
+		}
+	}
+	if marks == 0 {
+		t.Error("no mark was met")
+	}
+	testenv.Figure(t, "power cuts", "wal-push that looks ahead", cuts)
+}
+
 // unfinished matches the names of objects that have none yet.
 var unfinished = regexp.MustCompile(`\.tmp\.[0-9TZ]+-[0-9a-f]{16}$`)
 
