@@ -134,7 +134,8 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
 	}
 	o.BlocksAtOnce = min(cores(), codec.MaxAtOnce)
-	if more := c.AtOnce(o.BlocksAtOnce).PutMemory() - c.PutMemory(); more > 0 {
+	// Elsewhere the other processors hash and encrypt what is sent, and the memory is taken by what is on its way.
+	if more := c.AtOnce(o.BlocksAtOnce).PutMemory() - c.PutMemory(); more > 0 && a.config.Storage.Kind == config.KindFile {
 		o.WideParts = int(max(1, (a.config.Limits.Memory-int64(o.Workers)*(c.PutMemory()+copyMemory))/more))
 	}
 	o.PartSize = a.config.Backup.PartSize
