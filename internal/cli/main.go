@@ -32,7 +32,7 @@ type Process struct {
 	Called         string   // argv[0]; its last element may name a tool that walden stands in for
 	Program        string   // as it was called, for messages that tell the operator what to type
 	Self           string   // file of the program, to start another process of it; "": none is started
-	Begin          func() // is called when the command begins, its arguments being understood; may be nil
+	Begin          func()   // is called when the command begins, its arguments being understood; may be nil
 	Environ        []string
 	Stdin          io.Reader // nil: there is nothing to be read
 	Stdout, Stderr io.Writer
