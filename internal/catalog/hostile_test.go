@@ -173,10 +173,12 @@ func TestSentinelsThatNoWriterWritesAreAProblemOfTheirBackup(t *testing.T) {
 func TestAListOfBackupsHasALimit(t *testing.T) {
 	t.Parallel()
 	big := strings.Repeat("x", 1000<<10)
-	for what, documents := range map[string]struct{ sentinel, metadata string }{
+	large := map[string]struct{ sentinel, metadata string }{
 		"sentinels": {`{"LSN":1,"UserData":"` + big + `"}`, `{}`},
 		"metadata":  {`{"LSN":1}`, `{"user_data":"` + big + `"}`},
-	} {
+	}
+	for _, what := range testenv.Some(t, 1, slices.Sorted(maps.Keys(large))) {
+		documents := large[what]
 		s := storagetest.NewMemory()
 		for i := range 80 {
 			name := fmt.Sprintf("base_0000000100000000000000%02X", i)
