@@ -300,10 +300,7 @@ func TestPowerLossDuringAWALFetchLeavesACompleteFileOrNone(t *testing.T) {
 func TestPowerLossLeavesNoMarkOfASegmentThatIsNotArchived(t *testing.T) {
 	t.Parallel()
 	d := testenv.MountFaultDisk(t, true)
-	spool := filepath.Join(d.Dir, "spool")
-	if err := os.Mkdir(spool, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	spool := mkdir(t, filepath.Join(d.Dir, "spool"))
 	own(t, spool)
 	s := onDisk(t, d, "WALG_PREFETCH_DIR="+spool, "WALG_UPLOAD_CONCURRENCY=4")
 	p := s.smallSegments("archive_command=false", "wal_keep_size=1GB")

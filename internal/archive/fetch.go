@@ -165,7 +165,7 @@ func fetchFromArchive(ctx context.Context, d Deps, o FetchOptions, state State, 
 func logFetched(log *slog.Logger, name string, size int64, took time.Duration, more ...any) {
 	log.Info("fetched", append([]any{
 		"action", "wal-fetch", "seg", name, "state", "complete", "size", size,
-		"seconds", float64(took.Milliseconds()) / 1000, "rate", int64(float64(size) / took.Seconds()),
+		"seconds", seconds(took), "rate", int64(float64(size) / took.Seconds()),
 	}, more...)...)
 }
 

@@ -329,7 +329,7 @@ func (p *prefetcher) take(r fetched) {
 		p.there[r.segment] = true
 		p.took = smooth(p.took, r.took)
 		p.count++
-		p.d.Log.Debug("fetched ahead", "action", "wal-prefetch", "seg", name, "seconds", float64(r.took.Milliseconds())/1000, "waiting", len(p.there))
+		p.d.Log.Debug("fetched ahead", "action", "wal-prefetch", "seg", name, "seconds", seconds(r.took), "waiting", len(p.there))
 	case r.err == nil:
 		p.remove(r.segment)
 	case p.isAhead(r.segment):

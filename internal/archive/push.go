@@ -110,7 +110,7 @@ func pushFile(ctx context.Context, d Deps, o PushOptions, f *file) (err error) {
 	}
 	took := time.Since(began)
 	d.Log.Info("archived", "action", "wal-push", "seg", name, "key", sealed.Object, "state", "complete", "size", f.size,
-		"stored", sealed.Size, "seconds", float64(took.Milliseconds())/1000, "rate", int64(float64(f.size)/took.Seconds()))
+		"stored", sealed.Size, "seconds", seconds(took), "rate", int64(float64(f.size)/took.Seconds()))
 	return nil
 }
 
@@ -286,4 +286,9 @@ func origins(archived []byte, f *file) string {
 	}
 	return fmt.Sprintf("archived: system identifier %d, timeline %d; this file: system identifier %d, timeline %d",
 		a.SystemIdentifier, a.Timeline, b.SystemIdentifier, b.Timeline)
+}
+
+// seconds is what the log tells of a duration: three digits, without the tail of a binary fraction that Duration.Seconds can leave.
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond).Milliseconds()) / 1000
 }

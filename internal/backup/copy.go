@@ -43,7 +43,6 @@ func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN
 		queue <- t
 	}
 	close(queue)
-	wide := make(chan struct{}, j.options.WideParts)
 	g, ctx := errgroup.WithContext(ctx)
 	for range min(j.options.Workers, len(j.parts)) {
 		g.Go(func() error {
@@ -54,16 +53,11 @@ func (j *job) copyParts(ctx context.Context, draft *catalog.Draft, start wal.LSN
 					return context.Cause(ctx)
 				}
 				w.counted = 0
-				blocksAtOnce, release := 1, func() {}
+				blocksAtOnce := 1
 				if t.wide {
-					select {
-					case wide <- struct{}{}:
-						blocksAtOnce, release = j.options.BlocksAtOnce, func() { <-wide }
-					default:
-					}
+					blocksAtOnce = j.options.BlocksAtOnce
 				}
 				part, err := draft.PutPart(ctx, t.part+1, blocksAtOnce, func(out io.Writer) error { return w.writePart(ctx, out, j.parts[t.part]) })
-				release()
 				if err != nil {
 					return err
 				}

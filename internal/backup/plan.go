@@ -170,7 +170,8 @@ type task struct {
 
 // workList returns the parts in the order in which to work on them, the longest first, so that no long one is left for the end. One that
 // is left all the same, since it is longer than what all shorter ones give each of the other workers to do, is wide: so the processors
-// do not idle while one works on the largest table. Where they would not, to do several blocks at once only costs memory.
+// do not idle while one works on the largest table. Where they would not, to do several blocks at once only costs memory. There are fewer of
+// these than workers, so that all of them are begun at once: WideParts bounds how many there are.
 func (j *job) workList() []task {
 	tasks := make([]task, len(j.parts))
 	var left int64
@@ -179,11 +180,15 @@ func (j *job) workList() []task {
 		left += p.cost
 	}
 	slices.SortStableFunc(tasks, func(a, b task) int { return cmp.Compare(j.parts[b.part].cost, j.parts[a.part].cost) })
+	wide := 0
 	for i := range min(len(tasks), j.options.Workers-1) {
 		cost := j.parts[tasks[i].part].cost
 		left -= cost
 		others := int64(j.options.Workers - i - 1)
-		tasks[i].wide = cost > minPart && cost > left/others/10*11
+		if wide < j.options.WideParts && cost > minPart && cost > left/others/10*11 {
+			tasks[i].wide = true
+			wide++
+		}
 	}
 	return tasks
 }

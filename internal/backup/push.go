@@ -42,7 +42,7 @@ type Options struct {
 	DataDir         string          // as given; it must be the server's
 	Workers         int             // parts copied at once, at least 1
 	BlocksAtOnce    int             // blocks of a part that are compressed at once where processors would idle else
-	WideParts       int             // for how many parts at a time, at the memory that it takes
+	WideParts       int             // for how many parts at most, for the memory that it takes
 	PartSize        int64           // a part is ended when it holds this many bytes
 	Permanent       bool            // retention never removes the backup
 	UserData        json.RawMessage // JSON stored with the backup, nil for none
@@ -177,7 +177,10 @@ func Push(ctx context.Context, d Deps, o Options) (out Outcome, err error) {
 	return out, nil
 }
 
-func seconds(d time.Duration) float64 { return float64(d.Milliseconds()) / 1000 }
+// seconds is what the log tells of a duration: three digits, without the tail of a binary fraction that Duration.Seconds can leave.
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond).Milliseconds()) / 1000
+}
 
 // cluster describes the server for the archive's identity.
 func cluster(info postgres.Info) catalog.Cluster {

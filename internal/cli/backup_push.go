@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"gitlab.com/walden-pg/walden/internal/backup"
-	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
@@ -133,7 +132,7 @@ func (a *app) runBackupPush(ctx context.Context, o backup.Options, verifyAsked b
 	if a.config.Storage.Kind == config.KindS3 { // the parts of uploads draw on the same budget
 		o.Workers = a.workers(a.config.Backup.DiskConcurrency, 2*a.config.S3.PartSize)
 	}
-	o.BlocksAtOnce = min(cores(), codec.MaxAtOnce)
+	o.BlocksAtOnce = cores()
 	// Elsewhere the other processors hash and encrypt what is sent, and the memory is taken by what is on its way.
 	if more := c.AtOnce(o.BlocksAtOnce).PutMemory() - c.PutMemory(); more > 0 && a.config.Storage.Kind == config.KindFile {
 		o.WideParts = int(max(1, (a.config.Limits.Memory-int64(o.Workers)*(c.PutMemory()+copyMemory))/more))

@@ -22,7 +22,6 @@ import (
 	"gitlab.com/walden-pg/walden/internal/archive"
 	"gitlab.com/walden-pg/walden/internal/backup"
 	"gitlab.com/walden-pg/walden/internal/catalog"
-	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/restore"
@@ -596,7 +595,7 @@ func (w *walE) runWALFetch(a *app, cmd *cobra.Command, name, dest string, ahead 
 	if err := w.load(a, cmd); err != nil {
 		return err
 	}
-	method, err := codec.New(a.config.Compression.Method, codec.Options{})
+	method, err := a.openCodec()
 	if err != nil {
 		return err
 	}

@@ -18,8 +18,8 @@ const mib = 1 << 20
 // newLZ4 writes LZ4 frames: independent blocks of 4 MiB, no block checksums, a content checksum, the fast level. It returns the method
 // that compresses one block at a time, which knows those that compress more.
 func newLZ4() *method {
-	methods := make([]*method, MaxAtOnce+1) // by the number of blocks; nobody asks for the first
-	for n := range methods {
+	methods := make([]*method, MaxAtOnce+1) // by the number of blocks, from 1 on
+	for n := 1; n <= MaxAtOnce; n++ {
 		methods[n] = newLZ4AtOnce(n)
 		methods[n].atOnce = methods
 	}

@@ -92,7 +92,7 @@ func Fetch(ctx context.Context, d Deps, b catalog.Backup, o Options) (Report, er
 		return Report{}, hint.With(err, unfinishedHint(t))
 	}
 	d.Log.Info("Backup extraction complete.", "action", "backup-fetch", "backup", b.Name, "state", "complete", "dir", t.dir,
-		"files", sink.files, "size", sink.bytes, "seconds", float64(time.Since(began).Milliseconds())/1000,
+		"files", sink.files, "size", sink.bytes, "seconds", float64(time.Since(began).Round(time.Millisecond).Milliseconds())/1000,
 		"rate", int64(float64(sink.bytes)/time.Since(began).Seconds()))
 	return Report{b, t.dir, t.spaces, t.walDir, cmp.Or(listing.WALLink, sink.walLink), sink.files, sink.bytes}, nil
 }
