@@ -297,6 +297,36 @@ func TestADaemonIsReloadedAndDoesNotStandBesideAnother(t *testing.T) {
 	}
 }
 
+// Credentials are rotated by a change of the file: the new ones are in use from then on, and the old ones no more.
+func TestADaemonThatIsReloadedHasTheNewCredentials(t *testing.T) {
+	t.Parallel()
+	s := newS3Site(t).quick()
+	valid, invalid := *s.s3, *s.s3
+	invalid.SecretKey = "another"
+	s.configure(withBucket(s.bucket, valid)...)
+	p, r := s.serverWithDaemon(t)
+	r.start()
+	s.archived(p)
+	for i, c := range []struct {
+		credentials testenv.S3Server
+		archives    bool
+	}{{invalid, false}, {valid, true}} {
+		s.configure(withBucket(s.bucket, c.credentials)...)
+		r.signal(syscall.SIGHUP)
+		r.eventually("the settings are read", func() bool { return strings.Count(r.logged(), "the settings were read again") > i })
+		if c.archives {
+			s.archived(p)
+			continue
+		}
+		before := p.Query(t, "SELECT failed_count FROM pg_stat_archiver")
+		p.SwitchWAL(t)
+		p.WaitFor(t, "SELECT failed_count > "+before+" FROM pg_stat_archiver", "t", patience)
+	}
+	if s.compare(t, p) == 0 {
+		t.Error("nothing is archived")
+	}
+}
+
 func TestRecoveryThroughTheDaemonEndsWhereTheArchiveEnds(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
