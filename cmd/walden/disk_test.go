@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -426,4 +427,79 @@ func TestStrangeThingsInADataDirectory(t *testing.T) {
 	}
 	s.must(p, "backup-push", p.DataDir)
 	testenv.Figure(t, "disk faults", "strange things in a data directory", 5)
+}
+
+// inPageCache tells how many pages of the files of a megabyte and more below a directory are in the page cache, and how many they have. Kernels
+// before 6.5 do not know.
+func inPageCache(t *testing.T, dir string) (cached, pages uint64, known bool) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil || info.Size() < 1<<20 {
+			return err
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		var there unix.Cachestat_t
+		if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Len: uint64(info.Size())}, &there, 0); err != nil {
+			return err
+		}
+		cached, pages = cached+there.Cache, pages+uint64(info.Size())/uint64(os.Getpagesize())
+		return nil
+	})
+	if errors.Is(err, unix.ENOSYS) {
+		return 0, 0, false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cached, pages, true
+}
+
+func TestABackupAndARestoreStayOutOfThePageCache(t *testing.T) {
+	t.Parallel()
+	disk, err := os.MkdirTemp("/var/tmp", "walden") // temporary directories may be in memory
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(disk) })
+	own(t, disk)
+	var st unix.Statfs_t
+	if err := unix.Statfs(disk, &st); err != nil {
+		t.Fatal(err)
+	}
+	able := st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC
+	s := newSite(t).quick()
+	p := testenv.StartPostgres(t, testenv.PostgresOptions{WALSegmentSize: 1, Settings: s.archiving()})
+	p.Exec(t, "CREATE TABLE large AS SELECT i, repeat(md5(i::text), 5) AS text FROM generate_series(1, 20000) AS i")
+	for _, direct := range []bool{true, false} {
+		archive := filepath.Join(disk, fmt.Sprint("archive-", direct))
+		makeDir(t, archive)
+		s.configure("WALG_FILE_PREFIX="+archive, fmt.Sprint("WALDEN_DIRECT_IO=", direct))
+		s.must(p, "backup-push", p.DataDir)
+		restored := filepath.Join(disk, fmt.Sprint("restored-", direct))
+		written := map[string]string{"the backup": archive, "the restored files": restored}
+		for _, what := range []string{"the backup", "the restored files"} {
+			if what == "the restored files" {
+				s.must(nil, "backup-fetch", restored, "LATEST")
+			}
+			cached, pages, known := inPageCache(t, written[what])
+			if !known {
+				continue
+			}
+			t.Logf("directly = %t: %s: %d of %d pages are in the page cache", direct, what, cached, pages)
+			if pages == 0 || able && direct && cached > pages/10 {
+				t.Errorf("directly = %t: %s: %d of %d pages are in the page cache", direct, what, cached, pages)
+			}
+			if !direct && cached < pages/2 {
+				t.Errorf("directly = %t: %s: only %d of %d pages are in the page cache", direct, what, cached, pages)
+			}
+		}
+	}
 }

@@ -109,7 +109,7 @@ func (a *app) runBackupFetch(ctx context.Context, which, userData string, o rest
 		a.log.Warn("the backup was marked as lacking its WAL when it was taken; recovery needs that WAL from elsewhere", "backup", b.Name)
 	}
 	o.Workers = a.workers(min(a.config.Limits.DownloadConcurrency, 2*cores()), unpackMemory)
-	o.Disk = a.limiters().disk
+	o.Disk, o.Cached = a.limiters().disk, !a.config.Limits.DirectIO
 	release := a.followRates(ctx, a)
 	report, err := restore.Fetch(ctx, restore.Deps{Catalog: c, Log: a.log, Progress: a.progress("backup-fetch")}, b, o)
 	release()

@@ -83,7 +83,7 @@ func (a *app) openStorage(ctx context.Context) (storage.Store, error) {
 	cfg := a.config.Storage
 	switch cfg.Kind {
 	case config.KindFile:
-		a.files, err = fs.Open(fs.Options{Root: cfg.Path})
+		a.files, err = fs.Open(fs.Options{Root: cfg.Path, Cached: !a.config.Limits.DirectIO})
 		if err == nil {
 			s = storage.WithPrefix(a.files, cfg.Folder)
 		}

@@ -235,6 +235,7 @@ type WAL struct {
 // Limits bounds what walden takes of the machine.
 type Limits struct {
 	Memory              int64         // bytes, for all buffers together
+	DirectIO            bool          // past the page cache, where that can be
 	StallTimeout        time.Duration // without progress of one storage operation
 	UploadConcurrency   int
 	DownloadConcurrency int

@@ -93,7 +93,7 @@ func TestDefaults(t *testing.T) {
 		Backup: Backup{DiskConcurrency: runtime.GOMAXPROCS(0), PartSize: 1<<30 - 1, ArchiveWaitTimeout: 10 * time.Minute,
 			VerifyPages: true, DeltaOrigin: "LATEST"},
 		WAL: WAL{Timeout: 5 * time.Minute, PushedAtMost: 32, DaemonPushTimeout: time.Minute},
-		Limits: Limits{Memory: 128 << 20, StallTimeout: 2 * time.Minute, UploadConcurrency: 16,
+		Limits: Limits{Memory: 128 << 20, DirectIO: true, StallTimeout: 2 * time.Minute, UploadConcurrency: 16,
 			DownloadConcurrency: 10},
 		Log: Log{Level: "NORMAL", Destination: "stderr", Format: "text", SyslogFacility: "user"},
 	}

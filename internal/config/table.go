@@ -611,6 +611,10 @@ func limits() []Definition {
 		{Name: "WALDEN_MEMORY_LIMIT", Type: Size, Default: "128MiB", bounds: between(32*mebibyte, 1<<40), Since: firstRelease,
 			Help:  "Memory for all buffers together.",
 			field: func(c *Config) any { return &c.Limits.Memory }},
+		{Name: "WALDEN_DIRECT_IO", Type: Boolean, Default: "true", Since: firstRelease,
+			Help: "Write archived objects and restored files of more than 512 KiB past the page cache (`O_DIRECT`) where they are on ext4 or XFS. " +
+				"`false` writes everything through it, so that a server finds what was restored in memory.",
+			field: func(c *Config) any { return &c.Limits.DirectIO }},
 		{Name: "WALDEN_STALL_TIMEOUT", Type: Duration, Default: "2m", bounds: waiting(), Since: firstRelease,
 			Help:  "How long one operation of the storage may make no progress before it is broken off and retried.",
 			field: func(c *Config) any { return &c.Limits.StallTimeout }},

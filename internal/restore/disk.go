@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"gitlab.com/walden-pg/walden/internal/directio"
 	"gitlab.com/walden-pg/walden/internal/pace"
 )
 
@@ -32,10 +33,6 @@ const (
 )
 
 const (
-	// writeSize is how much is written to a file at once, in bytes.
-	writeSize = 512 << 10
-	// flushEvery is how much of a file is written before the disk is told to begin with it, in bytes.
-	flushEvery = 8 << 20
 	// syncsAtOnce bounds the files that are being synced, and with them the open files.
 	syncsAtOnce = 32
 )
@@ -50,7 +47,7 @@ type disk struct {
 	mounts  map[string]*os.Root // directories that live elsewhere: "pg_tblspc/16384", "pg_wal"
 	chown   bool                // running as root: entries get their recorded owners
 	add     func(int64)         // told of every byte written
-	buffers sync.Pool
+	copier  *directio.Copier
 	syncs   *errgroup.Group // files being synced
 	syncing context.Context // ends with the first that fails
 
@@ -287,27 +284,18 @@ func (d *disk) synced() error {
 
 // fill writes the content; failures of the file are the sink's, those of the content are not.
 func (d *disk) fill(f *os.File, h *tar.Header, content io.Reader) error {
-	buf := d.buffers.Get().(*[]byte)
-	defer d.buffers.Put(buf)
-	var written, flushed int64
-	for {
-		n, err := fillBuffer(content, *buf)
-		if n > 0 {
-			if err := d.write(f, (*buf)[:n]); err != nil {
-				return &SinkError{err}
-			}
+	_, err := d.copier.Copy(d.ctx, f, content, h.Size, func(n int) error {
+		if err := d.limit.Wait(d.ctx, n); err != nil {
+			return &SinkError{err}
 		}
-		if written += int64(n); written-flushed >= flushEvery {
-			// Only a beginning of writing back, which may fail where the file system has none of it: the sync decides.
-			_ = unix.SyncFileRange(int(f.Fd()), flushed, written-flushed, unix.SYNC_FILE_RANGE_WRITE)
-			flushed = written
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
+		d.add(int64(n))
+		return nil
+	})
+	if wrong := (*directio.WriteError)(nil); errors.As(err, &wrong) {
+		return &SinkError{fmt.Errorf("cannot write it: %w", err)}
+	}
+	if err != nil {
+		return err
 	}
 	if err := d.describe(f, h); err != nil {
 		return &SinkError{err}
@@ -337,17 +325,6 @@ func fillBuffer(r io.Reader, buf []byte) (n int, err error) {
 		n += m
 	}
 	return n, err
-}
-
-func (d *disk) write(f *os.File, b []byte) error {
-	if err := d.limit.Wait(d.ctx, len(b)); err != nil {
-		return err
-	}
-	if _, err := f.Write(b); err != nil {
-		return fmt.Errorf("cannot write it: %w", err)
-	}
-	d.add(int64(len(b)))
-	return nil
 }
 
 // Link remembers a symbolic link: links are made when nothing is written through them any more.

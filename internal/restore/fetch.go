@@ -18,10 +18,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/directio"
 	"gitlab.com/walden-pg/walden/internal/hint"
 	"gitlab.com/walden-pg/walden/internal/pace"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
@@ -49,6 +49,7 @@ type Options struct {
 	WALDir   string                  // where pg_wal is to live, "" for inside Dir
 	Workers  int                     // parts read at once, at least 1
 	Disk     *pace.Limiter           // limits writing, nil for no limit
+	Cached   bool                    // files are written through the page cache, even where they need not be
 }
 
 // Report tells what was restored.
@@ -122,7 +123,7 @@ func (t *target) open(ctx context.Context, d Deps, b catalog.Backup, o Options) 
 	s := &disk{
 		ctx: ctx, log: d.Log, limit: o.Disk, chown: os.Geteuid() == 0, add: d.Progress.Add,
 		mounts: map[string]*os.Root{}, dirs: map[string]dirInfo{}, links: map[string]link{}, owners: map[string]int{},
-		buffers: sync.Pool{New: func() any { b := make([]byte, writeSize); return &b }},
+		copier: directio.New(o.Cached),
 	}
 	s.beginSyncs()
 	fail := func(err error) (*disk, error) {

@@ -17,7 +17,6 @@
 package fs
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -39,6 +38,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gitlab.com/walden-pg/walden/internal/directio"
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
 
@@ -46,14 +46,6 @@ const (
 	// Archives are often shared by the members of a group; the umask may narrow these modes.
 	fileMode = 0o640
 	dirMode  = 0o750
-
-	// bufferSize is the size in bytes of the buffer between a source and its file: one per Put in flight. A WAL
-	// segment of 16 MiB takes 32 writes.
-	bufferSize = 512 << 10
-
-	// flushEvery is after how many bytes the kernel is told to begin writing them to the disk, so that the final
-	// fsync of a large object has little left to do.
-	flushEvery = 1 << 20
 )
 
 // temporary matches the end of the names of unfinished objects, walden's and WAL-G's.
@@ -61,13 +53,14 @@ var temporary = regexp.MustCompile(`\.tmp\.[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}$`)
 
 // Options says where the objects are.
 type Options struct {
-	Root string // an existing directory; a relative path is taken from the working directory at the time of Open
+	Root   string // an existing directory; a relative path is taken from the working directory at the time of Open
+	Cached bool   // objects are written through the page cache, even where they need not be; see [directio]
 }
 
 // Store is a [storage.Store] in a directory.
 type Store struct {
-	root    string    // absolute
-	buffers sync.Pool // of *bufio.Writer with bufferSize bytes
+	root   string // absolute
+	copier *directio.Copier
 
 	// durable holds the directories that this Store has made certain to be durable, so that their ancestors
 	// need not be synced again with each object.
@@ -88,8 +81,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open file storage %q: %w", o.Root, err)
 	}
-	s := &Store{root: root, link: unix.Linkat}
-	s.buffers.New = func() any { return bufio.NewWriterSize(nil, bufferSize) }
+	s := &Store{root: root, copier: directio.New(o.Cached), link: unix.Linkat}
 	if err := s.Check(context.Background()); err != nil {
 		return nil, err
 	}
@@ -688,23 +680,11 @@ func (s *Store) removeEmpty(root *os.Root, dir string) error {
 
 // fill writes what r yields to f and syncs it.
 func (s *Store) fill(ctx context.Context, f *os.File, r io.Reader) error {
-	out := &sink{ctx: ctx, f: f}
-	w := s.buffers.Get().(*bufio.Writer)
-	w.Reset(out)
-	defer func() {
-		w.Reset(nil)
-		s.buffers.Put(w)
-	}()
-	// A source that writes itself does so from memory, past the buffer, and sink watches the context. Any other
-	// is read until the buffer is full, however small the pieces are that it gives.
-	if _, ok := r.(io.WriterTo); !ok {
-		r = &contextReader{ctx, r}
+	n, err := s.copier.Copy(ctx, f, r, -1, nil)
+	if wrong := (*directio.WriteError)(nil); errors.As(err, &wrong) {
+		return cause(err)
 	}
-	n, err := io.Copy(w, r)
 	if err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -734,48 +714,6 @@ func closeOnce(f *os.File) error {
 		return fmt.Errorf("closing it: %w", err)
 	}
 	return nil
-}
-
-// contextReader ends with the context's error once ctx has ended.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}
-
-// sink writes to a file and has the kernel write back what has come so far.
-type sink struct {
-	ctx              context.Context
-	f                *os.File
-	written, flushed int64
-}
-
-func (s *sink) Write(p []byte) (int, error) {
-	total := 0
-	for total < len(p) {
-		if err := s.ctx.Err(); err != nil {
-			return total, err
-		}
-		n, err := s.f.Write(p[total:min(len(p), total+flushEvery)])
-		total += n
-		s.written += int64(n)
-		if err != nil {
-			return total, cause(err)
-		}
-		if s.written-s.flushed >= flushEvery {
-			// Only a beginning: the fsync at the end decides, so an error here (the call is not supported
-			// everywhere) loses nothing.
-			_ = unix.SyncFileRange(int(s.f.Fd()), s.flushed, s.written-s.flushed, unix.SYNC_FILE_RANGE_WRITE)
-			s.flushed = s.written
-		}
-	}
-	return total, nil
 }
 
 // publish gives the file of an upload the name. A directory that holds nothing with a name yet may have been removed since it
