@@ -15,15 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// emptyFile makes a file in a directory on the disk where the tests lie: temporary directories are often in memory.
+// emptyFile makes a file on a disk: temporary directories may be in memory.
 func emptyFile(t *testing.T) *os.File {
 	t.Helper()
-	dir, err := os.MkdirTemp(".", "testdata-")
+	dir, err := os.MkdirTemp("/var/tmp", "walden")
 	if err != nil {
-		dir = t.TempDir()
-	} else {
-		t.Cleanup(func() { os.RemoveAll(dir) })
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	f, err := os.Create(filepath.Join(dir, "file"))
 	if err != nil {
 		t.Fatal(err)
