@@ -59,37 +59,31 @@ func (e *WriteError) Unwrap() error { return e.err }
 func (c *Copier) Copy(ctx context.Context, f *os.File, r io.Reader, size int64, before func(n int) error) (written int64, err error) {
 	buf := c.buffers.Get().(*[]byte)
 	defer c.buffers.Put(buf)
-	n, end := readFull(ctx, r, *buf)
-	if end != nil && end != io.EOF {
-		return 0, end
-	}
 	t := &target{ctx: ctx, f: f, before: before}
-	if end == io.EOF {
-		err := t.end((*buf)[:n])
-		return t.written, err
-	}
-	next := c.buffers.Get().(*[]byte)
-	defer c.buffers.Put(next)
-	if t.direct = !c.cached && allowsDirect(f); t.direct && size > BufferSize {
-		// Streams that are written at the same time would lie in pieces between each other. Where it cannot be reserved, writing will tell.
-		_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, min(size, preallocate))
-	}
-	for {
-		failed := make(chan error, 1)
-		go func() { failed <- t.write((*buf)[:n]) }()
-		m, end := readFull(ctx, r, *next)
-		if err := <-failed; err != nil {
-			return t.written, err
+	n, end := readFull(ctx, r, *buf)
+	if end == nil { // there may be more
+		next := c.buffers.Get().(*[]byte)
+		defer c.buffers.Put(next)
+		if t.direct = !c.cached && allowsDirect(f); t.direct && size > BufferSize {
+			// Streams that are written at the same time would lie in pieces between each other. Where it cannot be reserved, writing will tell.
+			_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, min(size, preallocate))
 		}
-		if end != nil && end != io.EOF {
-			return t.written, end
-		}
-		buf, next, n = next, buf, m
-		if end == io.EOF {
-			err := t.end((*buf)[:n])
-			return t.written, err
+		for end == nil {
+			failed := make(chan error, 1)
+			go func() { failed <- t.write((*buf)[:n]) }()
+			var m int
+			m, end = readFull(ctx, r, *next)
+			if err := <-failed; err != nil {
+				return t.written, err
+			}
+			buf, next, n = next, buf, m
 		}
 	}
+	if end != io.EOF {
+		return t.written, end
+	}
+	err = t.end((*buf)[:n])
+	return t.written, err
 }
 
 // readFull reads until the buffer is full or r ends, and keeps apart an end (io.EOF) and a failure.
