@@ -102,7 +102,7 @@ var programs = sync.OnceValues(func() (binaries, error) {
 		return binaries{}, err
 	}
 	b := binaries{filepath.Join(dir, "raced"), filepath.Join(dir, "walden")}
-	if out, err := exec.Command("go", "build", "-tags", "disable_grpc_modules,grpcnotrace", "-o", b.plain, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", b.plain, ".").CombinedOutput(); err != nil {
 		return b, fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	self, err := os.Executable()

@@ -19,9 +19,8 @@ import (
 	"cloud.google.com/go/auth"
 	google "cloud.google.com/go/auth/credentials"
 	"cloud.google.com/go/auth/httptransport"
-	gcs "cloud.google.com/go/storage"
-	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/option"
+	gcs "google.golang.org/api/storage/v1"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
@@ -34,21 +33,17 @@ const (
 	networkBufferSize   = 128 << 10
 )
 
-// client returns the bucket; the first call looks for credentials if no file names them.
-func (s *Store) client(ctx context.Context) (*gcs.BucketHandle, error) {
+// objects returns the service's methods; the first call looks for credentials if no file names them.
+func (s *Store) objects(ctx context.Context) (*gcs.ObjectsService, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.bucket != nil {
-		return s.bucket, nil
+	if s.service != nil {
+		return s.service, nil
 	}
 	hc := &http.Client{
 		Transport: s.newTransport(),
 		// The service never redirects: an answer that does is someone else's.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	options := []option.ClientOption{gcs.WithJSONReads(), option.WithUserAgent("walden")}
-	if s.o.Emulator != "" {
-		options = append(options, option.WithEndpoint(s.o.Emulator+"/storage/v1/"))
 	}
 	if s.credentials != nil {
 		found, err := s.credentials.find(ctx)
@@ -60,13 +55,17 @@ func (s *Store) client(ctx context.Context) (*gcs.BucketHandle, error) {
 		}
 	}
 	hc.Transport = &transport{hc.Transport, s.o.RequestTimeout}
-	options = append(options, option.WithHTTPClient(hc), option.WithoutAuthentication())
-	client, err := gcs.NewClient(context.WithoutCancel(ctx), options...)
+	options := []option.ClientOption{option.WithHTTPClient(hc), option.WithoutAuthentication()}
+	if s.o.Emulator != "" {
+		options = append(options, option.WithEndpoint(s.o.Emulator+"/storage/v1/"))
+	}
+	service, err := gcs.NewService(context.WithoutCancel(ctx), options...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up the client: %w", err)
 	}
-	s.bucket = client.Bucket(s.o.Bucket)
-	return s.bucket, nil
+	service.UserAgent = "walden"
+	s.service = service.Objects
+	return s.service, nil
 }
 
 // newTransport builds connections of which every wait has a limit: for the connection, for TLS, and, by the
@@ -93,28 +92,17 @@ func (s *Store) newTransport() *http.Transport {
 	}
 }
 
-// transport sees every request: it limits its time, tells the stall limit what moves, notes the session of an upload and
-// lets a download be resumed.
+// transport sees every request: it limits its time, tells the stall limit what moves and notes the session of an upload.
 type transport struct {
 	next  http.RoundTripper
 	limit time.Duration
 }
 
-// sessionKey and downloadKey are what a context may hold for the transport: a *session and a *download.
-type (
-	sessionKey  struct{}
-	downloadKey struct{}
-)
+// sessionKey is what a context may hold for the transport: a *session.
+type sessionKey struct{}
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	d, isDownload := req.Context().Value(downloadKey{}).(*download)
-	if isDownload {
-		if err := d.begin(req.Context()); err != nil {
-			closeBody(req)
-			return nil, err
-		}
-	}
 	caller := req.Context()
 	ctx, cancel := context.WithCancelCause(caller)
 	timer := time.AfterFunc(t.limit, func() { cancel(&timeoutError{t.limit}) })
@@ -123,6 +111,8 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 	}
 	req = req.Clone(ctx)
+	query := req.URL.Query()
+	isDownload := query.Get("alt") == "media"
 	if isDownload {
 		// Bytes as stored, also of objects that are marked as compressed: without it the service decompresses them.
 		req.Header.Set("Accept-Encoding", "gzip")
@@ -136,24 +126,14 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		end()
 		return nil, err
 	}
-	if u, ok := caller.Value(sessionKey{}).(*session); ok && req.URL.Query().Get("uploadType") == "resumable" && u.uri == "" {
+	if u, ok := caller.Value(sessionKey{}).(*session); ok && query.Get("uploadType") == "resumable" && u.uri == "" {
 		u.uri, u.client = resp.Header.Get("Location"), t
 	}
 	resp.Body = &answer{resp.Body, ctx, end}
 	if isDownload && resp.StatusCode < http.StatusMultipleChoices {
 		timer.Stop() // from here on Read and the stall limit count
-		if err := d.accept(req, resp); err != nil {
-			_ = resp.Body.Close()
-			return nil, err
-		}
 	}
 	return resp, nil
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		_ = req.Body.Close()
-	}
 }
 
 // timeoutError is the end of a request that took too long as a whole.
@@ -233,7 +213,7 @@ func newCredentials(file string, transport *http.Transport) (*credentials, error
 // load reads the file, or asks the default chain.
 func (c *credentials) load() (*auth.Credentials, error) {
 	o := &google.DetectOptions{
-		Scopes: []string{gcs.ScopeReadWrite}, Client: c.client,
+		Scopes: []string{gcs.DevstorageReadWriteScope}, Client: c.client,
 		DisableAsyncRefresh: true, // no goroutine may outlive the request that needs a token
 	}
 	if c.file == "" {
@@ -349,16 +329,18 @@ func (s *Store) patience(ctx context.Context, limit int) *patience {
 	return &patience{s: s, ctx: ctx, limit: min(limit, s.o.MaxRetries)}
 }
 
-// options make the library ask p after each failure, and not wait by itself.
-func (p *patience) options() []gcs.RetryOption {
-	return []gcs.RetryOption{
-		gcs.WithPolicy(gcs.RetryAlways), gcs.WithErrorFunc(p.again),
-		gcs.WithBackoff(gax.Backoff{Initial: 1, Max: 1, Multiplier: 2}),
+// try repeats a request until it succeeds or p has had enough.
+func (p *patience) try(request func() error) error {
+	for {
+		err := request()
+		if err == nil || !p.again(err) {
+			return err
+		}
 	}
 }
 
-// again tells whether to repeat what failed with err, after it has waited for the right time. The library asks it about
-// successes, too.
+// again tells whether to repeat what failed with err, after it has waited for the right time. In the course of an upload the
+// library asks it about successes, too.
 func (p *patience) again(err error) bool {
 	if err == nil {
 		if p.eachCounts {

@@ -51,11 +51,11 @@ func (s *Store) Delete(ctx context.Context, keys ...string) error {
 
 func (s *Store) deleteOne(ctx context.Context, key string) error {
 	p := s.patience(ctx, s.o.MaxRetries)
-	object, err := s.object(ctx, s.o.Prefix+key, p)
+	objects, err := s.objects(ctx)
 	if err != nil {
 		return err
 	}
-	err = object.Delete(ctx)
+	err = p.try(func() error { return objects.Delete(s.o.Bucket, s.o.Prefix+key).Context(ctx).Do() })
 	if isMissing(err) {
 		return s.findBucket(ctx)
 	}

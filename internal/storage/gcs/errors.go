@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strings"
 
-	gcs "cloud.google.com/go/storage"
 	"google.golang.org/api/googleapi"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
@@ -45,10 +44,10 @@ func (s *Store) explain(err error) *storage.Cause {
 	status, message := statusCode(err), errorMessage(err)
 	c := &storage.Cause{Err: err, Permanent: storage.PermanentStatus(status) && !rateLimited(err)}
 	switch {
-	case errors.Is(err, gcs.ErrBucketNotExist):
+	case errors.Is(err, errNoBucket):
 		c.Text = fmt.Sprintf("bucket %q does not exist", s.o.Bucket)
 		c.Advice = "check the storage prefix, or create the bucket"
-	case errors.Is(err, gcs.ErrObjectNotExist), status == http.StatusNotFound:
+	case status == http.StatusNotFound:
 		c.Text, c.Is, c.Permanent = "object does not exist", fs.ErrNotExist, false
 	case status == http.StatusUnauthorized:
 		c.Text = "the service does not accept the credentials" + told(message)
@@ -102,9 +101,10 @@ func contextText(err error) string {
 	return ""
 }
 
-func isMissing(err error) bool {
-	return errors.Is(err, gcs.ErrObjectNotExist) || statusCode(err) == http.StatusNotFound
-}
+func isMissing(err error) bool { return statusCode(err) == http.StatusNotFound }
+
+// errNoBucket is the cause of a list that is missing: of an empty bucket there is one.
+var errNoBucket = errors.New("bucket does not exist")
 
 // answerOf returns the service's refusal. The library leaves the answers to downloads as they came.
 func answerOf(err error) (*googleapi.Error, bool) {

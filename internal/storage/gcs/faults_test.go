@@ -606,11 +606,7 @@ func TestNamesAreThoseOfWALGAndWALE(t *testing.T) {
 		s := b.open(t, func(o *Options) { o.Prefix, o.KeepSlashes = test.prefix, test.keep })
 		mustPut(t, s, "wal_005/x", []byte("content"))
 		bare := openTest(t, Options{Bucket: s.o.Bucket, Prefix: "", Emulator: b.server.Address})
-		bucket, err := bare.client(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if attrs, err := bucket.Object(test.name).Attrs(t.Context()); err != nil || attrs.Size != 7 {
+		if o, err := bare.describe(t.Context(), bare.patience(t.Context(), 0), test.name); err != nil || o.Size != 7 {
 			t.Errorf("%+v: %q: %v", test, test.name, err)
 		}
 		if got := keys(t, s, "wal_005/"); len(got) != 1 || got[0] != "wal_005/x" || string(mustGet(t, s, got[0])) != "content" {

@@ -18,16 +18,19 @@ package gcs
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	gcs "cloud.google.com/go/storage"
+	"google.golang.org/api/googleapi"
+	gcs "google.golang.org/api/storage/v1"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
@@ -132,8 +135,8 @@ type Store struct {
 	credentials *credentials // nil with an emulator
 	key         []byte       // for encryption by the service; nil: none
 
-	mu     sync.Mutex
-	bucket *gcs.BucketHandle // nil until the first operation
+	mu      sync.Mutex
+	service *gcs.ObjectsService // nil until the first operation
 
 	heads      sync.Pool   // of *head
 	bucketSeen atomic.Bool // the bucket answered, so "not found" is about the object
@@ -189,15 +192,39 @@ func (s *Store) name(key string) (string, error) {
 	return s.o.Prefix + key, nil
 }
 
-// object returns a handle by which each request is repeated as p decides.
-func (s *Store) object(ctx context.Context, name string, p *patience) (*gcs.ObjectHandle, error) {
-	bucket, err := s.client(ctx)
+// encrypted adds the customer's key to the headers of a request that has to do with an object's content or checksums
+// ("Customer-supplied encryption keys" in the Cloud Storage documentation).
+func (s *Store) encrypted(h http.Header) {
+	if s.key == nil {
+		return
+	}
+	sum := sha256.Sum256(s.key)
+	h.Set("X-Goog-Encryption-Algorithm", "AES256")
+	h.Set("X-Goog-Encryption-Key", base64.StdEncoding.EncodeToString(s.key))
+	h.Set("X-Goog-Encryption-Key-Sha256", base64.StdEncoding.EncodeToString(sum[:]))
+}
+
+// describe asks for the fields of an object, repeatedly as p decides.
+func (s *Store) describe(ctx context.Context, p *patience, name string, fields ...googleapi.Field) (*gcs.Object, error) {
+	objects, err := s.objects(ctx)
 	if err != nil {
 		return nil, err
 	}
-	o := bucket.Object(name).Retryer(p.options()...)
-	if s.key != nil {
-		o = o.Key(s.key)
+	var o *gcs.Object
+	err = p.try(func() error {
+		call := objects.Get(s.o.Bucket, name).Fields(fields...).Context(ctx)
+		s.encrypted(call.Header())
+		o, err = call.Do()
+		return err
+	})
+	return o, err
+}
+
+// modified is the time at which the object got its content.
+func modified(o *gcs.Object) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, o.Updated)
+	if err != nil {
+		return t, fmt.Errorf("the service tells the time %q of the object %q", o.Updated, o.Name)
 	}
-	return o, nil
+	return t, nil
 }

@@ -7,9 +7,8 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
-
-	gcs "cloud.google.com/go/storage"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
@@ -21,100 +20,70 @@ func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, s.fail("get", key, err)
 	}
-	d := &download{s: s, p: s.patience(ctx, s.o.MaxRetries)}
-	object, err := s.object(ctx, name, d.p)
-	if err != nil {
-		return nil, s.fail("get", key, err)
-	}
-	r, err := object.NewReader(context.WithValue(ctx, downloadKey{}, d))
-	if err != nil {
+	b := &body{ctx: ctx, s: s, key: key, name: name, p: s.patience(ctx, s.o.MaxRetries)}
+	if err := b.open(); err != nil {
 		err = s.missing(ctx, err)
-		return nil, s.fail("get", key, d.p.verdict(err))
+		return nil, s.fail("get", key, b.p.verdict(err))
 	}
 	s.bucketSeen.Store(true)
-	return &body{s: s, key: key, r: r, d: d}, nil
+	return b, nil
 }
 
-// download is an object on its way here, over as many requests as it takes. The library repeats the request as soon as the
-// body breaks, and for ever; [transport] asks begin first.
-type download struct {
-	s      *Store
-	p      *patience
-	opened bool  // an answer was accepted, so that the next request is a continuation
-	off    int64 // bytes that have arrived
-	size   int64 // of the object; -1: not told
-	broken error // why the last answer ended early
+// body is the content of an object on its way here, over as many requests as it takes.
+type body struct {
+	ctx       context.Context // of Get: a reader has no context of its own
+	s         *Store
+	key, name string
+	p         *patience
 
-	want string // CRC32C of the object; "": not told
-	crc  uint32 // of what has arrived
+	rc         io.ReadCloser // of the last answer
+	generation int64         // 0: not told, so that nothing can be continued
+	size       int64         // of the object; -1: not told
+	want       string        // CRC32C of the object; "": not told
+
+	off     int64  // bytes that have arrived
+	crc     uint32 // of them
+	broken  error  // why rc is of no use any more
+	outcome error  // final: io.EOF or the failure
 }
 
-// begin waits before a continuation, or refuses it.
-func (d *download) begin(ctx context.Context) error {
-	if !d.opened || d.broken == nil {
-		return nil
+// open asks for the object, or for the rest of it.
+func (b *body) open() error {
+	objects, err := b.s.objects(b.ctx)
+	if err != nil {
+		return err
 	}
-	broken := d.broken
-	d.broken = nil
-	if !d.p.again(broken) {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	return b.p.try(func() error {
+		call := objects.Get(b.s.o.Bucket, b.name).Context(b.ctx)
+		b.s.encrypted(call.Header())
+		first, rest := b.rc == nil, fmt.Sprintf("%d-", b.off)
+		if !first {
+			call.Generation(b.generation).Header().Set("Range", "bytes="+rest)
 		}
-		return d.lost(broken)
-	}
-	return nil
-}
-
-func (d *download) lost(why error) error {
-	return d.s.explain(why).During(fmt.Sprintf("broken off after %d of %d bytes", d.off, d.size))
-}
-
-// accept puts itself between the library and the body of an answer.
-func (d *download) accept(req *http.Request, resp *http.Response) error {
-	if rest, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes="); ok {
-		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, "bytes "+rest) {
+		resp, err := call.Download()
+		if err != nil {
+			return err
+		}
+		if first {
+			b.told(resp)
+		} else if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, "bytes "+rest) {
+			_ = resp.Body.Close()
 			return &storage.Cause{Text: fmt.Sprintf("asked for bytes %s, the service answered with %q", rest, got)}
 		}
-	} else {
-		d.size = resp.ContentLength
-		for _, sum := range strings.Split(strings.Join(resp.Header.Values("X-Goog-Hash"), ","), ",") {
-			if crc, ok := strings.CutPrefix(strings.TrimSpace(sum), "crc32c="); ok {
-				d.want = crc
-			}
+		b.rc, b.broken = resp.Body, nil
+		return nil
+	})
+}
+
+// told keeps what the first answer says about the whole object.
+func (b *body) told(resp *http.Response) {
+	b.size = resp.ContentLength
+	b.generation, _ = strconv.ParseInt(resp.Header.Get("X-Goog-Generation"), 10, 64)
+	for _, sum := range strings.Split(strings.Join(resp.Header.Values("X-Goog-Hash"), ","), ",") {
+		if crc, ok := strings.CutPrefix(strings.TrimSpace(sum), "crc32c="); ok {
+			b.want = crc
 		}
 	}
-	d.opened = true
-	resp.Body = &arriving{resp.Body, d}
-	return nil
-}
-
-// arriving is the body of one answer.
-type arriving struct {
-	io.ReadCloser
-	d *download
-}
-
-// Read implements io.Reader.
-func (a *arriving) Read(p []byte) (int, error) {
-	n, err := a.ReadCloser.Read(p)
-	if n > 0 {
-		a.d.off += int64(n)
-		a.d.crc = crc32.Update(a.d.crc, castagnoli, p[:n])
-		a.d.p.progress()
-	}
-	if err != nil && err != io.EOF {
-		a.d.broken = err
-	}
-	return n, err
-}
-
-// body is the content of an object.
-type body struct {
-	s       *Store
-	key     string
-	r       *gcs.Reader
-	d       *download
-	outcome error // final: io.EOF or the failure
 }
 
 // Read implements io.Reader.
@@ -122,23 +91,73 @@ func (b *body) Read(p []byte) (int, error) {
 	if len(p) == 0 || b.outcome != nil {
 		return 0, b.outcome
 	}
-	n, err := b.r.Read(p)
+	n, err := b.read(p)
 	switch {
-	case err == io.EOF && b.d.size >= 0 && b.d.off != b.d.size:
-		b.outcome = b.s.fail("read", b.key, fmt.Errorf("%d bytes arrived of the object's %d", b.d.off, b.d.size))
+	case err == io.EOF && b.want != "" && b.want != base64CRC(b.crc):
+		b.outcome = b.s.fail("read", b.key, fmt.Errorf("content is damaged: CRC32C is %s, stored with %s", base64CRC(b.crc), b.want))
 	case err == io.EOF:
 		b.outcome = io.EOF
-	case err != nil && b.d.opened && isMissing(err):
-		b.outcome = b.s.fail("read", b.key, &storage.Cause{Text: "the object was replaced or deleted while it was read", Err: err})
-	case err != nil && b.d.broken == nil && b.d.off == b.d.size && b.d.want != "" && b.d.want != base64CRC(b.d.crc):
-		b.outcome = b.s.fail("read", b.key, fmt.Errorf("content is damaged: CRC32C is %s, stored with %s", base64CRC(b.d.crc), b.d.want))
 	case err != nil:
-		b.outcome = b.s.fail("read", b.key, b.d.p.verdict(err))
+		b.outcome = b.s.fail("read", b.key, b.p.verdict(err))
 	}
 	if n > 0 {
 		return n, nil
 	}
 	return 0, b.outcome
+}
+
+// read returns at least one byte or an error, which is io.EOF at the end of the object.
+func (b *body) read(p []byte) (int, error) {
+	for {
+		if b.broken != nil {
+			if err := b.resume(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := b.rc.Read(p)
+		if n > 0 {
+			b.off += int64(n)
+			b.crc = crc32.Update(b.crc, castagnoli, p[:n])
+			b.p.progress()
+		}
+		switch {
+		case err == io.EOF && b.size < 0, err != nil && b.off == b.size:
+			return n, io.EOF
+		case err == io.EOF:
+			b.broken = io.ErrUnexpectedEOF
+		case err != nil:
+			b.broken = err
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// resume opens the rest after the connection broke.
+func (b *body) resume() error {
+	if err := b.rc.Close(); err != nil {
+		b.broken = errors.Join(b.broken, err)
+	}
+	if b.generation == 0 || !b.p.again(b.broken) {
+		if b.ctx.Err() != nil {
+			return b.ctx.Err()
+		}
+		return b.lost(b.broken)
+	}
+	err := b.open()
+	if err == nil || b.ctx.Err() != nil {
+		return err
+	}
+	if isMissing(err) {
+		return &storage.Cause{Text: "the object was replaced or deleted while it was read", Err: err}
+	}
+	return b.lost(err)
+}
+
+// lost says where the body broke off.
+func (b *body) lost(why error) error {
+	return b.s.explain(why).During(fmt.Sprintf("broken off after %d of %d bytes", b.off, b.size))
 }
 
 // Close implements io.Closer. It may be called at any time.
@@ -147,7 +166,7 @@ func (b *body) Close() error {
 	if !told {
 		b.outcome = errors.New("read after close")
 	}
-	if err := b.r.Close(); err != nil && !told && b.d.broken == nil {
+	if err := b.rc.Close(); err != nil && !told && b.broken == nil {
 		return b.s.fail("read", b.key, err)
 	}
 	return nil
@@ -160,17 +179,17 @@ func (s *Store) Stat(ctx context.Context, key string) (storage.Object, error) {
 		return storage.Object{}, s.fail("look up", key, err)
 	}
 	p := s.patience(ctx, s.o.MaxRetries)
-	object, err := s.object(ctx, name, p)
-	if err != nil {
-		return storage.Object{}, s.fail("look up", key, err)
-	}
-	attrs, err := object.Attrs(ctx)
+	o, err := s.describe(ctx, p, name, "name", "size", "updated")
 	if err != nil {
 		err = s.missing(ctx, err)
 		return storage.Object{}, s.fail("look up", key, p.verdict(err))
 	}
 	s.bucketSeen.Store(true)
-	return storage.Object{Key: key, Size: attrs.Size, Modified: attrs.Updated}, nil
+	at, err := modified(o)
+	if err != nil {
+		return storage.Object{}, s.fail("look up", key, err)
+	}
+	return storage.Object{Key: key, Size: int64(o.Size), Modified: at}, nil
 }
 
 // missing puts a missing bucket in the place of the missing object.

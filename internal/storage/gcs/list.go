@@ -7,9 +7,9 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 
-	gcs "cloud.google.com/go/storage"
-	"google.golang.org/api/iterator"
+	gcs "google.golang.org/api/storage/v1"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
@@ -27,68 +27,88 @@ func (s *Store) List(ctx context.Context, dir string) iter.Seq2[storage.Object, 
 			return
 		}
 		p := s.patience(ctx, s.o.MaxRetries)
-		pager, err := s.pager(ctx, p, s.o.Prefix+dir, "/", pageSize)
-		if err != nil {
-			fail(err)
-			return
-		}
-		last := ""
+		last, token := "", ""
 		for {
-			var page []*gcs.ObjectAttrs
-			next, err := pager.NextPage(&page)
+			page, err := s.page(ctx, p, s.o.Prefix+dir, "/", token, pageSize)
 			if err != nil {
 				fail(p.verdict(err))
 				return
 			}
 			p.progress()
 			s.bucketSeen.Store(true)
-			// Objects and directories come apart; together they are one stretch of all names.
-			slices.SortFunc(page, func(a, b *gcs.ObjectAttrs) int { return cmp.Compare(a.Prefix+a.Name, b.Prefix+b.Name) })
-			for _, o := range page {
-				key, ok := strings.CutPrefix(o.Prefix+o.Name, s.o.Prefix)
-				if !ok || !strings.HasPrefix(key, dir) {
-					fail(fmt.Errorf("the service listed %q, which is not below %q", o.Prefix+o.Name, s.o.Prefix+dir))
-					return
-				}
-				if isMarker(o) || storage.CheckKey(strings.TrimSuffix(key, "/")) != nil || key <= last {
+			all, err := s.entries(page, dir)
+			if err != nil {
+				fail(err)
+				return
+			}
+			for _, o := range all {
+				if o.Key <= last {
 					continue // a directory may be told on two successive pages
 				}
-				last = key
-				if !yield(storage.Object{Key: key, Size: o.Size, Modified: o.Updated}, nil) {
+				last = o.Key
+				if !yield(o, nil) {
 					return
 				}
 			}
-			if next == "" {
+			if token = page.NextPageToken; token == "" {
 				return
 			}
 		}
 	}
 }
 
-// isMarker tells an empty object that stands for a folder; the folder itself is told if anything is in it.
-func isMarker(o *gcs.ObjectAttrs) bool { return strings.HasSuffix(o.Name, "/") }
+// entries are the objects and directories of a page. They come apart; together they are one stretch of all names.
+func (s *Store) entries(page *gcs.Objects, dir string) ([]storage.Object, error) {
+	all := make([]storage.Object, 0, len(page.Items)+len(page.Prefixes))
+	add := func(name string, size int64, modified time.Time) error {
+		key, ok := strings.CutPrefix(name, s.o.Prefix)
+		if !ok || !strings.HasPrefix(key, dir) {
+			return fmt.Errorf("the service listed %q, which is not below %q", name, s.o.Prefix+dir)
+		}
+		if storage.CheckKey(strings.TrimSuffix(key, "/")) == nil {
+			all = append(all, storage.Object{Key: key, Size: size, Modified: modified})
+		}
+		return nil
+	}
+	for _, o := range page.Items {
+		if strings.HasSuffix(o.Name, "/") {
+			continue // an empty object that stands for a folder; the folder itself is told if anything is in it
+		}
+		t, err := modified(o)
+		if err = cmp.Or(err, add(o.Name, int64(o.Size), t)); err != nil {
+			return nil, err
+		}
+	}
+	for _, prefix := range page.Prefixes {
+		if err := add(prefix, 0, time.Time{}); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(all, func(a, b storage.Object) int { return cmp.Compare(a.Key, b.Key) })
+	return all, nil
+}
 
-// pager lists names that begin with prefix.
-func (s *Store) pager(ctx context.Context, p *patience, prefix, delimiter string, size int) (*iterator.Pager, error) {
-	bucket, err := s.client(ctx)
+// page lists at most size names that begin with prefix, from where the page before has told on.
+func (s *Store) page(ctx context.Context, p *patience, prefix, delimiter, token string, size int64) (*gcs.Objects, error) {
+	objects, err := s.objects(ctx)
 	if err != nil {
 		return nil, err
 	}
-	q := &gcs.Query{Prefix: prefix, Delimiter: delimiter, Projection: gcs.ProjectionNoACL}
-	if err := q.SetAttrSelection([]string{"Name", "Size", "Updated"}); err != nil {
-		return nil, err
+	var page *gcs.Objects
+	err = p.try(func() error {
+		page, err = objects.List(s.o.Bucket).Prefix(prefix).Delimiter(delimiter).MaxResults(size).PageToken(token).
+			Fields("nextPageToken", "prefixes", "items(name,size,updated)").Context(ctx).Do()
+		return err
+	})
+	if isMissing(err) {
+		err = fmt.Errorf("%w: %w", errNoBucket, err)
 	}
-	return iterator.NewPager(bucket.Retryer(p.options()...).Objects(ctx, q), size, ""), nil
+	return page, err
 }
 
 // look lists at most one object, to learn whether the bucket can be used.
 func (s *Store) look(ctx context.Context, retries int) error {
 	p := s.patience(ctx, retries)
-	pager, err := s.pager(ctx, p, s.o.Prefix, "", 1)
-	if err != nil {
-		return err
-	}
-	var page []*gcs.ObjectAttrs
-	_, err = pager.NextPage(&page)
+	_, err := s.page(ctx, p, s.o.Prefix, "", "", 1)
 	return p.verdict(err)
 }

@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"time"
 
-	gcs "cloud.google.com/go/storage"
+	"github.com/googleapis/gax-go/v2"
+	"google.golang.org/api/googleapi"
+	gcs "google.golang.org/api/storage/v1"
 
 	"gitlab.com/walden-pg/walden/internal/storage"
 )
@@ -20,6 +22,8 @@ import (
 const (
 	// tokenName is the metadata key of the token: the header is x-goog-meta-walden-put.
 	tokenName = "walden-put"
+
+	contentType = "application/octet-stream"
 
 	// sessionLife is how long the service keeps a resumable upload ("Resumable uploads" in the Cloud Storage documentation).
 	sessionLife   = 7 * 24 * time.Hour
@@ -52,10 +56,13 @@ type upload struct {
 	token string
 	isNew bool // the name must not be taken
 
+	source io.Reader
+	head   []byte // what was read of the source and not handed to the library yet
+	whole  bool   // the source has ended, so that the service may have all of it
+	size   int64  // of what was read
+	crc    uint32 // of it
+
 	session session
-	size    int64
-	crc     uint32 // of size bytes
-	whole   bool   // the source has ended, so that the service may have all of it
 }
 
 // session is a resumable upload, as [transport] has seen it begin.
@@ -64,7 +71,7 @@ type session struct {
 	client http.RoundTripper
 }
 
-// head is what is read of an object before it is decided how to send it, and then the buffer in which the rest passes by.
+// head is what is read of an object before it is decided how to send it.
 type head [1 << 20]byte
 
 // castagnoli is the polynomial of the service's CRC32C.
@@ -87,22 +94,23 @@ func (s *Store) upload(ctx context.Context, key string, r io.Reader, isNew bool)
 	buffer := s.heads.Get().(*head)
 	defer s.heads.Put(buffer)
 
-	u := &upload{s: s, name: name, token: rand.Text(), isNew: isNew}
-	n, err := u.read(ctx, r, buffer[:])
+	u := &upload{s: s, name: name, token: rand.Text(), isNew: isNew, source: r}
+	n, err := u.read(ctx, buffer[:])
 	if err != nil {
 		return err
 	}
+	u.head = buffer[:n]
 	if u.whole {
-		chunk = wholeUnits(int64(n) + 1) // so that the library sees its end
+		chunk = wholeUnits(u.size + 1) // so that the library sees its end
 		memory.keep(int64(len(head{})) + chunk)
 	}
 	p := s.patience(ctx, s.o.MaxRetries)
 	p.eachCounts = true
-	attrs, err := u.send(ctx, p, r, buffer, n, int(chunk))
+	o, err := u.send(ctx, p, int(chunk))
 	if err != nil {
 		err = u.judge(ctx, p.verdict(err))
 	} else {
-		err = u.verify(ctx, attrs)
+		err = u.verify(ctx, o)
 	}
 	if err == nil {
 		s.bucketSeen.Store(true)
@@ -145,12 +153,12 @@ func (m *memory) release() { m.keep(0) }
 
 // read fills p as far as the source goes, and keeps account of it. The source is not asked again once it has ended. Its own
 // io.ErrUnexpectedEOF stays an error.
-func (u *upload) read(ctx context.Context, r io.Reader, p []byte) (n int, err error) {
+func (u *upload) read(ctx context.Context, p []byte) (n int, err error) {
 	for n < len(p) && !u.whole {
 		if err := ctx.Err(); err != nil {
 			return n, err
 		}
-		m, err := r.Read(p[n:])
+		m, err := u.source.Read(p[n:])
 		n += m
 		if err == io.EOF {
 			u.whole = true
@@ -169,41 +177,51 @@ type sourceError struct{ err error }
 func (e *sourceError) Error() string { return "cannot read the data to store: " + e.err.Error() }
 func (e *sourceError) Unwrap() error { return e.err }
 
-// send hands the first n bytes of the buffer and then the rest of the source to the library, which buffers chunks and repeats
-// what failed as p decides. All that the library started has ended when it returns.
-func (u *upload) send(ctx context.Context, p *patience, r io.Reader, buffer *head, n, chunk int) (*gcs.ObjectAttrs, error) {
-	sending, cancel := context.WithCancel(context.WithValue(ctx, sessionKey{}, &u.session))
-	defer cancel()
-	object, err := u.s.object(ctx, u.name, p)
+// send hands the head and then the rest of the source to the library, which buffers chunks and repeats what failed as p
+// decides.
+func (u *upload) send(ctx context.Context, p *patience, chunk int) (*gcs.Object, error) {
+	objects, err := u.s.objects(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if u.isNew {
-		object = object.If(gcs.Conditions{DoesNotExist: true})
+	o := &gcs.Object{Name: u.name, ContentType: contentType, Metadata: map[string]string{tokenName: u.token}}
+	options := []googleapi.MediaOption{
+		googleapi.ContentType(contentType), googleapi.ChunkSize(chunk),
+		googleapi.ChunkRetryDeadline(sessionLife), // p decides
 	}
-	w := object.NewWriter(sending)
-	w.ContentType = "application/octet-stream"
-	w.Metadata = map[string]string{tokenName: u.token}
-	w.ChunkSize = chunk
-	w.ChunkRetryDeadline = sessionLife // p decides
 	if u.whole {
-		w.CRC32C, w.SendCRC32C = u.crc, true
+		o.Crc32c = base64CRC(u.crc)
+	} else {
+		options = append(options, googleapi.EnableAutoChecksum()) // goes with the last chunk
 	}
-	for n > 0 {
-		if _, err := w.Write(buffer[:n]); err != nil {
-			return nil, errors.Join(w.Close(), err)
-		}
-		if n, err = u.read(ctx, r, buffer[:]); err != nil {
-			cancel() // before Close, which would complete the object
-			_ = w.Close()
-			u.cancelSession(ctx)
-			return nil, err
-		}
+	sending := context.WithValue(ctx, sessionKey{}, &u.session)
+	call := objects.Insert(u.s.o.Bucket, o).Media(&uploadReader{sending, u}, options...).Context(sending)
+	if u.isNew {
+		call.IfGenerationMatch(0)
 	}
-	if err := w.Close(); err != nil {
-		return nil, err
+	u.s.encrypted(call.Header())
+	call.WithRetry(&gax.Backoff{Initial: 1, Max: 1, Multiplier: 2}, p.again) // p does the waiting
+	return call.Do()
+}
+
+// uploadReader is an upload as the library reads it.
+type uploadReader struct {
+	ctx context.Context
+	u   *upload
+}
+
+// Read implements io.Reader.
+func (r *uploadReader) Read(p []byte) (int, error) {
+	if len(r.u.head) > 0 {
+		n := copy(p, r.u.head)
+		r.u.head = r.u.head[n:]
+		return n, nil
 	}
-	return w.Attrs(), nil
+	n, err := r.u.read(r.ctx, p)
+	if n == 0 && err == nil && r.u.whole {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // judge finds out what a failed upload has come to.
@@ -221,17 +239,17 @@ func (u *upload) judge(ctx context.Context, failure error) error {
 		u.cancelSession(ctx)
 		return failure
 	}
-	attrs, err := u.stands(ctx)
+	o, err := u.stands(ctx)
 	switch {
-	case err == nil && attrs.Metadata[tokenName] == u.token:
-		return u.verify(ctx, attrs)
+	case err == nil && o.Metadata[tokenName] == u.token:
+		return u.verify(ctx, o)
 	case err == nil && taken:
 		return &storage.Cause{Text: storage.ErrExists.Error(), Is: storage.ErrExists, Err: failure}
 	case taken && isMissing(err):
 		return &storage.Cause{Text: "the name was taken by an object that is gone by now", Err: failure}
 	case taken:
 		return u.s.explain(err).During("the name is taken, but cannot tell by whom")
-	case gone && errors.Is(err, gcs.ErrBucketNotExist):
+	case gone && errors.Is(err, errNoBucket):
 		return err
 	case gone:
 		return &storage.Cause{Text: "the upload's session is gone", Err: failure}
@@ -241,29 +259,28 @@ func (u *upload) judge(ctx context.Context, failure error) error {
 }
 
 // stands describes the object under the name.
-func (u *upload) stands(ctx context.Context) (*gcs.ObjectAttrs, error) {
+func (u *upload) stands(ctx context.Context) (*gcs.Object, error) {
 	p := u.s.patience(ctx, fewRetries)
-	object, err := u.s.object(ctx, u.name, p)
-	if err != nil {
-		return nil, err
-	}
-	attrs, err := object.Attrs(ctx)
-	return attrs, p.verdict(u.s.missing(ctx, err))
+	o, err := u.s.describe(ctx, p, u.name, "generation", "size", "crc32c", "metadata")
+	return o, p.verdict(u.s.missing(ctx, err))
 }
 
 // verify compares what the service says that it has stored with what was sent. What is not the same is removed.
-func (u *upload) verify(ctx context.Context, attrs *gcs.ObjectAttrs) error {
+func (u *upload) verify(ctx context.Context, o *gcs.Object) error {
 	switch {
-	case attrs == nil || attrs.Generation == 0:
+	case o == nil || o.Generation == 0:
 		return errors.New("the answer is that of success, but names no object: it is not from Google Cloud Storage")
-	case attrs.Size == u.size && attrs.CRC32C == u.crc:
+	case o.Size == uint64(u.size) && o.Crc32c == base64CRC(u.crc):
 		return nil
 	}
 	damaged := fmt.Errorf("the service stored other bytes than were sent: %d bytes with CRC32C %s, expected %d with %s",
-		attrs.Size, base64CRC(attrs.CRC32C), u.size, base64CRC(u.crc))
-	object, err := u.s.object(ctx, u.name, u.s.patience(ctx, fewRetries))
+		o.Size, o.Crc32c, u.size, base64CRC(u.crc))
+	objects, err := u.s.objects(ctx)
 	if err == nil {
-		err = object.If(gcs.Conditions{GenerationMatch: attrs.Generation}).Delete(ctx)
+		p := u.s.patience(ctx, fewRetries)
+		err = p.try(func() error {
+			return objects.Delete(u.s.o.Bucket, u.name).IfGenerationMatch(o.Generation).Context(ctx).Do()
+		})
 	}
 	if err != nil && !isMissing(err) {
 		return u.s.explain(err).During(damaged.Error() + "; and cannot remove it")
