@@ -37,6 +37,9 @@ type PusherOptions struct {
 
 	Files  int // how many files may be archived ahead: by a call, or without having been asked for yet; 0 for none
 	AtOnce int // how many of them at the same time
+	// GoOn is for how long since it was made a Pusher whose file is archived begins with further ones, so that a call which was quick takes many along;
+	// 0: not at all.
+	GoOn time.Duration
 	// Ahead is the archive for these, opened so that one of them takes little memory; nil is that of Deps.
 	Ahead *catalog.Catalog
 	// Archive identifies where files are archived: what was archived elsewhere is not archived. "" is not known, and nothing is archived ahead.
@@ -53,6 +56,7 @@ type PusherOptions struct {
 type Pusher struct {
 	Deps
 	o       PusherOptions
+	made    time.Time
 	ctx     context.Context // of what is archived ahead
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
@@ -65,6 +69,7 @@ type Pusher struct {
 	running int    // workers
 	begun   int    // files, as long as the process lives
 	closed  bool
+	until   time.Time // files are begun also when it is closed
 }
 
 // early is a file that is archived before PostgreSQL asks for it.
@@ -79,18 +84,17 @@ func NewPusher(ctx context.Context, d Deps, o PusherOptions) *Pusher {
 	if o.Ahead == nil {
 		o.Ahead = d.Catalog
 	}
-	p := &Pusher{Deps: d, o: o, known: map[string]*early{}, asked: map[string]int{}}
+	p := &Pusher{Deps: d, o: o, made: time.Now(), known: map[string]*early{}, asked: map[string]int{}}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
 }
 
-// Close begins no more files, waits for those under way, for a time, and ends.
+// Close begins no more files, but see PusherOptions.GoOn, waits for those under way, for a time, and ends.
 func (p *Pusher) Close() {
 	p.mu.Lock()
 	p.closed = true
-	marks := p.marks
+	marks, late := p.marks, time.AfterFunc(max(0, time.Until(p.until))+aheadGrace, p.cancel)
 	p.mu.Unlock()
-	late := time.AfterFunc(aheadGrace, p.cancel)
 	p.workers.Wait()
 	late.Stop()
 	p.cancel()
@@ -129,7 +133,11 @@ func (p *Pusher) Push(ctx context.Context, path string) error {
 		return nil
 	}
 	p.lookAhead(f)
-	return pushFile(ctx, p.Deps, PushOptions{Path: path, Timeout: p.o.Timeout, Blocks: p.o.Blocks}, f)
+	err = pushFile(ctx, p.Deps, PushOptions{Path: path, Timeout: p.o.Timeout, Blocks: p.o.Blocks}, f)
+	if err == nil {
+		p.goOn()
+	}
+	return err
 }
 
 // ask keeps a file from being archived ahead while PostgreSQL waits for it.
@@ -230,7 +238,22 @@ func (p *Pusher) lookAhead(f *file) {
 		return
 	}
 	p.queue = newQueue(f)
-	for !p.closed && p.running < p.o.AtOnce {
+	p.start(p.o.AtOnce)
+}
+
+// goOn lets the workers go on although the file that was asked for is archived, and another one take its place.
+func (p *Pusher) goOn() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.queue != nil && p.o.GoOn > time.Since(p.made) {
+		p.until = p.made.Add(p.o.GoOn)
+		p.start(p.o.AtOnce + 1)
+	}
+}
+
+// start makes it n workers.
+func (p *Pusher) start(n int) {
+	for !p.closed && p.running < n {
 		p.running++
 		p.workers.Go(p.work)
 	}
@@ -261,7 +284,7 @@ func (p *Pusher) work() {
 func (p *Pusher) next() (string, *early) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for !p.closed && p.ctx.Err() == nil && p.held() < p.o.Files {
+	for (!p.closed || time.Now().Before(p.until)) && p.ctx.Err() == nil && p.held() < p.o.Files {
 		path := p.queue.next()
 		if path == "" {
 			break

@@ -132,6 +132,56 @@ func TestWhatWaitsIsArchivedAlongAndItsOwnCallIsQuick(t *testing.T) {
 	}
 }
 
+// A segment that takes a while leaves no time for others.
+func TestAQuickCallGoesOnForAWhile(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		goOn  time.Duration
+		fails bool
+		want  int
+	}{
+		"it has time": {time.Hour, false, 4},
+		"it has none": {time.Nanosecond, false, 1},
+		"it failed":   {time.Hour, true, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := storagetest.NewMemory()
+			_, paths := waiting(t, 6)
+			own := make(chan struct{})
+			slowly := &slow{Store: s, hold: func(key string) {
+				if strings.Contains(key, "wal_005/") && !strings.Contains(key, filepath.Base(paths[0])) {
+					<-own // nothing is archived ahead while the call's own file is
+				}
+			}}
+			var store storage.Store = slowly
+			if test.fails {
+				store = storagetest.NewFault(slowly, storagetest.Rule{Kind: storagetest.Before, Match: func(c storagetest.Call) bool {
+					return strings.Contains(c.Key, filepath.Base(paths[0]))
+				}})
+			}
+			o := ahead
+			o.GoOn = test.goOn
+			p := NewPusher(t.Context(), deps(t, store, "lz4", io.Discard), o)
+			if err := p.Push(t.Context(), paths[0]); (err != nil) != test.fails {
+				t.Error(err)
+			}
+			go func() {
+				wait(t, func() bool {
+					p.mu.Lock()
+					defer p.mu.Unlock()
+					return p.closed
+				})
+				close(own)
+			}()
+			p.Close()
+			if got := len(keys(t, s, "wal_005/")); got != test.want && got != test.want+1 { // one was under way
+				t.Errorf("%d files are archived instead of %d", got, test.want)
+			}
+		})
+	}
+}
+
 // marked archives segment 2 ahead, and returns its path, its mark's and the archive.
 func marked(t *testing.T) (s storage.Store, path, file string) {
 	t.Helper()

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -51,6 +52,7 @@ func (a *app) walPush() *cobra.Command {
 			if archive.ArchivedAhead(a.log, args[0], o) {
 				return nil
 			}
+			o.GoOn = pushGoOn
 			p, err := a.openPusher(cmd.Context(), cmd.Context(), o)
 			if err != nil {
 				return err
@@ -62,6 +64,10 @@ func (a *app) walPush() *cobra.Command {
 	cmd.Flags().StringVar(&target, "target-storage", "", "name of the storage")
 	return cmd
 }
+
+// pushGoOn is how long a call goes on with segments that wait although its own is archived: long enough that what each call costs, the connection to the
+// storage above all, hardly counts, and short beside what PostgreSQL waits for anyway.
+const pushGoOn = time.Second
 
 // segmentMemory is what a store buffers of a segment, in bytes: all of it, of the usual size, where an upload needs to know its length.
 const segmentMemory = 16 << 20
