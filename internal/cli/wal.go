@@ -15,6 +15,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/archive"
 	"gitlab.com/walden-pg/walden/internal/catalog"
+	"gitlab.com/walden-pg/walden/internal/codec"
 	"gitlab.com/walden-pg/walden/internal/config"
 	"gitlab.com/walden-pg/walden/internal/hint"
 )
@@ -74,11 +75,11 @@ const segmentMemory = 16 << 20
 
 // openPusher opens the archive for a Pusher, all of whose files together take no more memory than there is for WAL. What it archives ahead ends with life.
 func (a *app) openPusher(ctx, life context.Context, o archive.PusherOptions) (*archive.Pusher, error) {
-	ahead, _, err := a.openCatalog(ctx, toEncrypt)
+	ahead, method, err := a.openCatalog(ctx, toEncrypt)
 	if err != nil {
 		return nil, err
 	}
-	c := ahead.AtOnce(cores()) // somebody waits for that segment
+	c := forOneSegment(ahead, method)
 	o.Ahead = ahead
 	most := a.config.Limits.UploadConcurrency - 1 // one is what PostgreSQL waits for
 	first, each := c.PutMemory(), o.Ahead.PutMemory()
@@ -94,6 +95,15 @@ func (a *app) openPusher(ctx, life context.Context, o archive.PusherOptions) (*a
 	memory := min(walMemory, a.config.Limits.Memory*3/2)
 	o.AtOnce = min(most, int(max(1, (memory-first)/each)))
 	return archive.NewPusher(life, archive.Deps{Catalog: c, Log: a.log}, o), nil
+}
+
+// forOneSegment is the archive for a segment that somebody waits for: lz4 compresses it on several processors. To set up several of zstd's encoders takes
+// as long as they save on so little.
+func forOneSegment(c *catalog.Catalog, method codec.Codec) *catalog.Catalog {
+	if method.Name() == "lz4" {
+		return c.AtOnce(cores())
+	}
+	return c
 }
 
 // pusherOptions say how WAL is archived.

@@ -550,7 +550,7 @@ func (w *walE) walPush(a *app) *cobra.Command {
 				return err
 			}
 			w.object = objectIn(a.config.Storage, args[0], method.Extension())
-			err = archive.Push(cmd.Context(), archive.Deps{Catalog: c.AtOnce(cores()), Log: a.log}, archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout})
+			err = archive.Push(cmd.Context(), archive.Deps{Catalog: forOneSegment(c, method), Log: a.log}, archive.PushOptions{Path: args[0], Timeout: a.config.WAL.Timeout})
 			if _, lost := os.Stat(args[0]); err != nil && errors.Is(lost, fs.ErrNotExist) {
 				return inWordsOfWALE(err, "could not find file for wal-push", fmt.Sprintf("The operating system reported: No such file or directory '%s'", args[0]))
 			}

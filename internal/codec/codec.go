@@ -52,13 +52,13 @@ func New(name string, o Options) (Codec, error) {
 	}
 	switch name {
 	case "lz4":
-		return newLZ4(), nil
+		return byBlocks(newLZ4), nil
 	case "zstd":
 		level, ok := zstdLevels[cmp.Or(o.ZstdLevel, "default")]
 		if !ok {
 			return nil, fmt.Errorf("cannot use zstd level %q: valid are fastest, default, better, best", o.ZstdLevel)
 		}
-		return newZstd(level), nil
+		return byBlocks(func(n int) *method { return newZstd(level, n) }), nil
 	case "lzma":
 		return newLZMA(), nil
 	case "brotli":
@@ -96,7 +96,7 @@ const MaxAtOnce = 4
 
 // AtOnce returns the codec that compresses n blocks of one stream at the same time, and is c in all else: it shortens the way of a single
 // object, where many are written at once it only costs memory. Below 2 it is one block, and no more than MaxAtOnce. Methods other than
-// lz4 do not know how to: they are returned as they are.
+// lz4 and zstd do not know how to: they are returned as they are.
 func AtOnce(c Codec, n int) Codec {
 	m, ok := c.(*method)
 	if !ok || m.atOnce == nil {

@@ -15,22 +15,21 @@ import (
 
 const mib = 1 << 20
 
-// newLZ4 writes LZ4 frames: independent blocks of 4 MiB, no block checksums, a content checksum, the fast level. It returns the method
-// that compresses one block at a time, which knows those that compress more.
-func newLZ4() *method {
+// byBlocks makes a method for each number of blocks that are compressed at the same time. It returns the one for one block, which knows the others.
+func byBlocks(newMethod func(blocksAtOnce int) *method) *method {
 	methods := make([]*method, MaxAtOnce+1) // by the number of blocks, from 1 on
 	for n := 1; n <= MaxAtOnce; n++ {
-		methods[n] = newLZ4AtOnce(n)
+		methods[n] = newMethod(n)
 		methods[n].atOnce = methods
 	}
 	return methods[1]
 }
 
-// newLZ4AtOnce is newLZ4 for a number of blocks.
+// newLZ4 writes LZ4 frames: independent blocks of 4 MiB, no block checksums, a content checksum, the fast level.
 //
 // On heap pages the content checksum (xxh32), which the framing demands, costs between a fifth and a third of the time.
 // Input that comes in whole blocks is compressed where it lies; smaller pieces cost one more copy.
-func newLZ4AtOnce(blocksAtOnce int) *method {
+func newLZ4(blocksAtOnce int) *method {
 	memory := int64(13 * mib) // a block in, a block out, a third one in ReadFrom, tables
 	if blocksAtOnce > 1 {
 		memory += int64(blocksAtOnce+1) * 8 * mib // blocks being compressed, and one that waits for its turn
@@ -84,20 +83,29 @@ var zstdLevels = map[string]zstdLevel{
 	"best":    {zstd.SpeedBestCompression, 56 * mib},
 }
 
-// newZstd writes Zstandard frames with a content checksum; only a stream that fits one block tells its content size.
-func newZstd(l zstdLevel) *method {
+// newZstd writes Zstandard frames with a content checksum: one, which tells its content size only if it fits one block, or where several blocks are
+// compressed at the same time one for each of them.
+func newZstd(l zstdLevel, blocksAtOnce int) *method {
 	open := func(window uint64) (*zstd.Decoder, error) {
 		return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(window), zstd.WithDecoderMaxMemory(window))
 	}
 	large := make(chan *zstd.Decoder, 1)
 	large <- nil // is made when it is first needed
+	memory := l.memory
+	if blocksAtOnce > 1 {
+		n := int64(blocksAtOnce)
+		memory = n*(l.memory-2*(8*mib-pieceSize)) + (2*n+1)*pieceSize // encoders, which hold twice the window; pieces and frames
+	}
 	return &method{
 		name: "zstd", extension: ".zst",
-		writerMemory: l.memory,
+		writerMemory: memory,
 		newEncoder: func() (encoder, error) {
-			return zstd.NewWriter(nil, zstd.WithEncoderLevel(l.level), zstd.WithEncoderConcurrency(1),
-				zstd.WithEncoderCRC(true), zstd.WithZeroFrames(true))
+			options := []zstd.EOption{zstd.WithEncoderLevel(l.level), zstd.WithEncoderCRC(true), zstd.WithZeroFrames(true)}
+			if blocksAtOnce > 1 {
+				return newPieces(blocksAtOnce, options...)
+			}
+			return zstd.NewWriter(nil, append(options, zstd.WithEncoderConcurrency(1))...)
 		},
 		newDecoder: func() (decoder, error) {
 			usual, err := open(zstdUsualWindow)
