@@ -11,6 +11,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/changes"
+	"gitlab.com/walden-pg/walden/internal/directio"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/postgres"
 	"gitlab.com/walden-pg/walden/internal/wal"
@@ -94,7 +95,7 @@ func (d *delta) expect(relBlocks uint32, f catalog.File) (cost int64, skip bool)
 }
 
 // blocksOf decides how an open file of the given size is stored. Of an increment it returns the blocks.
-func (w *copier) blocksOf(ctx context.Context, file *dataFile, name string, size int64) (catalog.Stored, *increment.Blocks, error) {
+func (w *copier) blocksOf(ctx context.Context, file *directio.Once, name string, size int64) (catalog.Stored, *increment.Blocks, error) {
 	d := w.job.delta
 	if d == nil {
 		return catalog.Whole, nil, nil
@@ -148,7 +149,7 @@ func plausible(page []byte) bool {
 // checksum is wrong, as then its LSN may be as well; or if its flag PD_ALL_VISIBLE may have been set without a new LSN. That a page
 // may be written while it is read does no harm: what was changed after this backup began is replayed from an image of the whole
 // page, and what was changed before has been written.
-func (w *copier) scan(ctx context.Context, file *dataFile, name string, rel pgdata.RelationFile, size int64) (blocks *increment.Blocks, whole bool, err error) {
+func (w *copier) scan(ctx context.Context, file *directio.Once, name string, rel pgdata.RelationFile, size int64) (blocks *increment.Blocks, whole bool, err error) {
 	since := w.job.delta.base.Backup.StartLSN
 	blocks = &increment.Blocks{}
 	var visible *visibility
@@ -218,7 +219,7 @@ type visibility struct {
 	dir, name string // of a segment of the table
 	relBlocks uint32
 
-	file    *dataFile
+	file    *directio.Once
 	segment uint32 // that file is
 	missing bool
 	page    int64 // whose LSN is known, +1
@@ -279,7 +280,7 @@ func (v *visibility) open(segment uint32) error {
 }
 
 // writeIncrement stores the given pages of a file.
-func (w *copier) writeIncrement(ctx context.Context, tw *tar.Writer, h *tar.Header, file *dataFile, i int, rel pgdata.RelationFile, size int64, blocks *increment.Blocks) error {
+func (w *copier) writeIncrement(ctx context.Context, tw *tar.Writer, h *tar.Header, file *directio.Once, i int, rel pgdata.RelationFile, size int64, blocks *increment.Blocks) error {
 	h.Typeflag, h.Size = tar.TypeReg, increment.Size(blocks.Len())
 	if err := tw.WriteHeader(h); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"gitlab.com/walden-pg/walden/internal/catalog"
 	"gitlab.com/walden-pg/walden/internal/changes"
+	"gitlab.com/walden-pg/walden/internal/directio"
 	"gitlab.com/walden-pg/walden/internal/pgdata"
 	"gitlab.com/walden-pg/walden/internal/postgres"
 	"gitlab.com/walden-pg/walden/internal/wal"
@@ -49,7 +50,7 @@ func deltaCopier(t *testing.T, known ...catalog.File) *copier {
 	return &copier{job: j, progress: &told, buf: make([]byte, readSize), names: map[owner][2]string{}, verifier: pgdata.NewPageVerifier(131072, baseStart)}
 }
 
-func (w *copier) lay(t *testing.T, name string, pages ...[]byte) *dataFile {
+func (w *copier) lay(t *testing.T, name string, pages ...[]byte) *directio.Once {
 	t.Helper()
 	path := filepath.Join(w.job.dir, name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

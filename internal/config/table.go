@@ -612,8 +612,8 @@ func limits() []Definition {
 			Help:  "Memory for all buffers together.",
 			field: func(c *Config) any { return &c.Limits.Memory }},
 		{Name: "WALDEN_DIRECT_IO", Type: Boolean, Default: "true", Since: firstRelease,
-			Help: "Write archived objects and restored files of more than 512 KiB past the page cache (`O_DIRECT`) where they are on ext4 or XFS. " +
-				"`false` writes everything through it, so that a server finds what was restored in memory.",
+			Help: "Write archived objects and restored files of more than 512 KiB past the page cache (`O_DIRECT`) where they are on ext4 or XFS, and keep no " +
+				"objects of 32 MiB and more there that were read (Linux 6.14). `false` leaves everything to it, so that a server finds what was restored in memory.",
 			field: func(c *Config) any { return &c.Limits.DirectIO }},
 		{Name: "WALDEN_STALL_TIMEOUT", Type: Duration, Default: "2m", bounds: waiting(), Since: firstRelease,
 			Help:  "How long one operation of the storage may make no progress before it is broken off and retried.",

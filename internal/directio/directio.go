@@ -1,5 +1,7 @@
-// Package directio writes large files without filling the page cache (open(2), O_DIRECT): what a backup or a restore writes is not read
+// Package directio writes and reads large files without filling the page cache: what a backup or a restore writes or reads is not read
 // again soon, and would push out of memory what is. To fill the cache also costs a copy and a page of memory for every page written.
+//
+// [Copier] writes (open(2), O_DIRECT), [Once] reads (preadv2(2), RWF_DONTCACHE).
 package directio
 
 import (

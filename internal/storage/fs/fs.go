@@ -48,18 +48,23 @@ const (
 	dirMode  = 0o750
 )
 
+// readOnce is from which size on an object does not stay in the page cache when it was read, in bytes: parts of backups, but no segment of the usual
+// size, for which other standbys may ask.
+const readOnce = 32 << 20
+
 // temporary matches the end of the names of unfinished objects, walden's and WAL-G's.
 var temporary = regexp.MustCompile(`\.tmp\.[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}$`)
 
 // Options says where the objects are.
 type Options struct {
 	Root   string // an existing directory; a relative path is taken from the working directory at the time of Open
-	Cached bool   // objects are written through the page cache, even where they need not be; see [directio]
+	Cached bool   // objects pass through the page cache and stay there, even where they need not; see [directio]
 }
 
 // Store is a [storage.Store] in a directory.
 type Store struct {
 	root   string // absolute
+	cached bool   // see Options
 	copier *directio.Copier
 
 	// durable holds the directories that this Store has made certain to be durable, so that their ancestors
@@ -81,7 +86,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open file storage %q: %w", o.Root, err)
 	}
-	s := &Store{root: root, copier: directio.New(o.Cached), link: unix.Linkat}
+	s := &Store{root: root, cached: o.Cached, copier: directio.New(o.Cached), link: unix.Linkat}
 	if err := s.Check(context.Background()); err != nil {
 		return nil, err
 	}
@@ -193,9 +198,9 @@ func (s *Store) get(ctx context.Context, key string) (*body, error) {
 		f.Close()
 		return nil, err
 	}
-	// An advice: the kernel then reads further ahead. Nothing is lost where it is not understood.
-	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
-	return &body{ctx: ctx, f: f, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s)}, nil
+	return &body{
+		ctx: ctx, f: directio.NewOnce(f), once: !s.cached && info.Size() >= readOnce, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s),
+	}, nil
 }
 
 // behindLink explains a failure to open what lies behind a symbolic link: one that leads nowhere, to a disk that is not
@@ -247,7 +252,8 @@ func regular(info fs.FileInfo) error {
 // body reads an object and knows how much there must be.
 type body struct {
 	ctx        context.Context
-	f          *os.File
+	f          *directio.Once
+	once       bool // nobody reads it again soon
 	left, size int64
 	name       string
 }
@@ -256,7 +262,11 @@ func (b *body) Read(p []byte) (int, error) {
 	if err := b.ctx.Err(); err != nil {
 		return 0, fmt.Errorf("cannot read %s: %w", b.name, err)
 	}
-	n, err := b.f.Read(p)
+	read := b.f.Read
+	if b.once {
+		read = func(p []byte) (int, error) { return b.f.ReadAt(p, b.size-b.left) }
+	}
+	n, err := read(p)
 	b.left -= int64(n)
 	switch {
 	case err == nil:

@@ -272,6 +272,48 @@ func TestBodyShorterThanItsObjectIsAnError(t *testing.T) {
 	}
 }
 
+// A part of a backup is read once.
+func TestALargeObjectIsReadWholeAndDoesNotStayInThePageCache(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("/var/tmp", "walden") // on a disk: temporary directories may be in memory
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s, err := Open(Options{Root: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Repeat("0123456789abcde\n", readOnce/16) + "end"
+	put(t, s, "part", want)
+	if got := get(t, s, "part"); got != want {
+		t.Errorf("%d bytes came back of %d, or others", len(got), len(want))
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "part"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var there unix.Cachestat_t
+	err = unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Len: readOnce}, &there, 0)
+	if _, knows := unix.Preadv2(int(f.Fd()), [][]byte{make([]byte, 1)}, 0, unix.RWF_DONTCACHE); err != nil || knows != nil {
+		t.Logf("this kernel or this file system keeps what is read: %v, %v", err, knows)
+	} else if pages := uint64(readOnce / os.Getpagesize()); there.Cache > pages/4 {
+		t.Errorf("%d of %d pages are in the page cache", there.Cache, pages)
+	}
+	r, err := s.Get(t.Context(), "part")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := f.Truncate(readOnce / 2); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, r); n != readOnce/2 || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("of an object that was cut %d bytes are read: %v", n, err)
+	}
+}
+
 func TestOnlyAbsenceIsAbsence(t *testing.T) {
 	t.Parallel()
 	s := openTemp(t)

@@ -1,4 +1,4 @@
-package backup
+package directio
 
 import (
 	"bytes"
@@ -10,25 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestWhatABackupReadsDoesNotStayInThePageCache(t *testing.T) {
+func TestWhatIsReadOnceDoesNotStayInThePageCache(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp(".", "pages") // on a disk: where temporary files lie there may be none
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	const pages, kept = 256, 16
 	page := os.Getpagesize()
 	want := bytes.Repeat([]byte("page"), pages*page/4)
-	name := filepath.Join(dir, "16384")
+	name := emptyFile(t).Name()
 	if err := os.WriteFile(name, want, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := openDataFile(dir, "16384")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := once(t, name)
 	fd := int(f.Fd())
 	writable, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
@@ -67,17 +58,14 @@ func TestWhatABackupReadsDoesNotStayInThePageCache(t *testing.T) {
 	}
 }
 
-func TestADataFileIsReadWhereItIs(t *testing.T) {
+func TestAFileIsReadWhereItIs(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "a"), []byte("0123456789"), 0o600); err != nil {
+	name := filepath.Join(t.TempDir(), "a")
+	if err := os.WriteFile(name, []byte("0123456789"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, usual := range []bool{false, true} {
-		f, err := openDataFile(dir, "a")
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := once(t, name)
 		f.usual = usual
 		for _, c := range []struct {
 			at   int64
@@ -90,8 +78,15 @@ func TestADataFileIsReadWhereItIs(t *testing.T) {
 				t.Errorf("%d bytes at %d: %q, %v", c.size, c.at, b[:n], err)
 			}
 		}
-		if err := f.Close(); err != nil {
-			t.Error(err)
-		}
 	}
+}
+
+func once(t *testing.T, name string) *Once {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return NewOnce(f)
 }
