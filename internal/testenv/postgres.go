@@ -432,13 +432,24 @@ func (p *Postgres) KillHard() {
 	}
 }
 
-// kill ends the postmaster first, so that it starts nothing new, then the children it left; the caller holds mu.
+// kill ends the postmaster first, then the children it left; the caller holds mu. It is stopped before its children are listed, so that it starts
+// nothing more: one that is missed holds the shared memory, and the next start fails.
 func (p *Postgres) kill() error {
-	children := childrenOf(p.process.Process.Pid)
-	if err := p.process.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	postmaster := p.process.Process
+	deadline := time.After(stopLimit)
+	if postmaster.Signal(syscall.SIGSTOP) == nil {
+		for state := stateOf(postmaster.Pid); state != "T" && state != "Z" && state != ""; state = stateOf(postmaster.Pid) {
+			select {
+			case <-deadline:
+				return errors.New("the postmaster survived SIGSTOP")
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	children := childrenOf(postmaster.Pid)
+	if err := postmaster.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	deadline := time.After(stopLimit)
 	select {
 	case <-p.exited:
 	case <-deadline:
@@ -480,12 +491,18 @@ func childrenOf(parent int) []int {
 
 // gone tells whether a process has ended; a zombie that waits for its new parent has.
 func gone(pid int) bool {
+	state := stateOf(pid)
+	return state == "" || state == "Z"
+}
+
+// stateOf is the letter by which proc(5) tells what a process does; "" if it is not there.
+func stateOf(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return ""
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	return len(fields) > 0 && fields[0] == "Z"
+	state, _, _ := strings.Cut(strings.TrimSpace(string(stat[bytes.LastIndexByte(stat, ')')+1:])), " ")
+	return state
 }
 
 // Running tells whether the server process is there.
