@@ -198,9 +198,11 @@ func (s *Store) get(ctx context.Context, key string) (*body, error) {
 		f.Close()
 		return nil, err
 	}
-	return &body{
-		ctx: ctx, f: directio.NewOnce(f), once: !s.cached && info.Size() >= readOnce, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s),
-	}, nil
+	var content io.ReaderAt = directio.NewOnce(f)
+	if s.cached || info.Size() < readOnce {
+		content = f
+	}
+	return &body{ctx: ctx, f: f, content: content, left: info.Size(), size: info.Size(), name: fmt.Sprintf("%q in %s", key, s)}, nil
 }
 
 // behindLink explains a failure to open what lies behind a symbolic link: one that leads nowhere, to a disk that is not
@@ -252,8 +254,8 @@ func regular(info fs.FileInfo) error {
 // body reads an object and knows how much there must be.
 type body struct {
 	ctx        context.Context
-	f          *directio.Once
-	once       bool // nobody reads it again soon
+	f          *os.File
+	content    io.ReaderAt // of f
 	left, size int64
 	name       string
 }
@@ -262,11 +264,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if err := b.ctx.Err(); err != nil {
 		return 0, fmt.Errorf("cannot read %s: %w", b.name, err)
 	}
-	read := b.f.Read
-	if b.once {
-		read = func(p []byte) (int, error) { return b.f.ReadAt(p, b.size-b.left) }
-	}
-	n, err := read(p)
+	n, err := b.content.ReadAt(p, b.size-b.left)
 	b.left -= int64(n)
 	switch {
 	case err == nil:
